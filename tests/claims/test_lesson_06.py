@@ -185,7 +185,7 @@ def test_both_tell_the_token_first_and_the_domain_when_it_is_known():
     assert (tokens.token_share > 1.5 * tokens.domain_share).all() and (tokens.token > 2 * tokens.domain).all()
     assert (tokens.token_given_domain_share > 1.3 * tokens.domain_given_token_share).all()
     assert mixtral.domain_given_token_share.between(0.08, 0.12).all() and (mixtral.domain_share < 0.01).all()
-    assert olmoe.domain_given_token_share.between(0.22, 0.29).all()
+    assert olmoe.domain_given_token_share.between(0.22, 0.29).all() and 0.24 < olmoe.domain_share.max() < 0.28
     assert tokens.filter(like="shuffled").abs().max().max() < 0.005
 
 
