@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moe_lessons.nn import Routing, load_balancing_loss
-from moe_lessons.support.errors import check_number, check_top_k, shown
+from moe_lessons.support.errors import check_number, check_top_k, check_whole, shown
 from moe_lessons.training.record import DEAD_SHARE, dead_experts, is_dead
 
 WORDS: dict[str, str] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))  # of `describe_load`
@@ -38,6 +38,21 @@ def load_statistics(load: Tensor | Sequence[float] | Routing, top_k: int = 1) ->
         shares = _shares(load)
         dead = int(is_dead(shares * check_top_k(top_k, len(shares))).sum())
     return LoadStatistics(shares.max().item() / (1 / len(shares)), dead)
+
+
+def replicate(rows: Tensor, slots: int) -> Tensor:
+    """Say how many replicas each expert gets, (E,), so that the busiest of `slots` has as few rows as it can, when the
+    replicas of an expert share its rows (E,) evenly. Each spare slot goes to the expert with the most rows for each of
+    its replicas, as in EPLB (https://github.com/deepseek-ai/EPLB).
+
+    >>> replicate(torch.tensor([10.0, 40.0, 10.0]), 6)
+    tensor([1, 4, 1])
+    """
+    check_whole("slots", slots, len(rows), 2**20, f"at least the number of experts ({len(rows)})")
+    replicas = torch.ones(len(rows), dtype=torch.long)
+    for _ in range(slots - len(rows)):
+        replicas[(rows / replicas).argmax()] += 1
+    return replicas
 
 
 def balance_by_layer(routings: Sequence[Routing]) -> pd.DataFrame:

@@ -67,15 +67,6 @@ class Plan:
     def seconds(self) -> float:
         return self.compute + self.exchange - self.hidden
 
-    def table(self) -> pd.DataFrame:
-        """Say what a device holds and sends, in gigabytes (10⁹ bytes), and where the seconds of a step go."""
-        held = ("weights", "gradients", "optimizer", "activations")
-        rows = {f"{name}, GB": getattr(self, name) / 1e9 for name in held}
-        rows |= {"all that it holds, GB": self.memory / 1e9, "sent in its node, GB": self.bytes_inside / 1e9}
-        rows |= {"sent to other nodes, GB": self.bytes_between / 1e9}
-        rows |= {f"{name}, s": getattr(self, name) for name in ("compute", "exchange", "hidden", "seconds")}
-        return pd.DataFrame({"one device": rows | {"tokens a second": self.tokens / self.seconds}})
-
 
 def plan(
     model: str, *, machine="NVIDIA H100 SXM", devices=64, expert_parallel=8, pipeline_parallel=1,

@@ -10,13 +10,12 @@ from matplotlib.dates import date2num
 
 from moe_lessons.analysis.counting import ParameterCount, TransformerShape
 from moe_lessons.analysis.inference import union_law
-from moe_lessons.analysis.planner import Plan
 from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, ModelSizes, on_machine
 from moe_lessons.plots import theme as style
 from moe_lessons.plots.marks import Arrows, Axis, Boxes, Panel, Parts, Table
 from moe_lessons.plots.panels.block import box, words
 from moe_lessons.plots.still import plot
-from moe_lessons.plots.theme import LIGHT, PALETTE, TEXT_SIZE, annotate, axes_for, log_axis, model_inks, short_number
+from moe_lessons.plots.theme import LIGHT, PALETTE, TEXT_SIZE, axes_for, log_axis, model_inks, short_number
 
 MODEL_PARTS = ("experts", "attention", "embedding", "head", "shared experts", "router", "attention scores", "norms")
 MODEL_PART_COLORS = dict(zip(MODEL_PARTS, PALETTE)) | {"FFN": PALETTE[0], "attention and other": PALETTE[1]}
@@ -140,24 +139,3 @@ def speed_bars(speeds: pd.DataFrame) -> Axes:
     ax.set_xlim(0, 1.15 * speeds["tokens_per_second"].max())
     ax.invert_yaxis()
     return ax
-
-
-def plot_plan(plans: Mapping[str, Plan]) -> Axes:
-    """Draw the time of a step, a bar for each plan: arithmetic, and on it the exchange; what is hidden is hatched."""
-    ax = axes_for(max(4.8, 1.6 + 0.8 * len(plans)), 3.4, "Time of a step", ylabel="seconds")
-    x, made = np.arange(len(plans)), list(plans.values())
-    computed, hidden = (np.array([getattr(one, name) for one in made]) for name in ("compute", "hidden"))
-    ax.bar(x, computed, 0.7, color=PALETTE[0], label="compute")
-    after = np.array([one.exchange for one in made]) - hidden
-    is_between = np.array([one.between > one.inside for one in made])
-    for kind, own, color in (("inside", ~is_between, PALETTE[2]), ("between", is_between, PALETTE[5])):
-        if (after * own).any():
-            ax.bar(x, after * own, 0.7, bottom=computed, color=color, label=f"exchange, {kind} nodes")
-    if hidden.any():
-        options = {"fc": PALETTE[0], "ec": LIGHT.background, "hatch": "////", "lw": 0}
-        ax.bar(x, hidden, 0.7, bottom=computed - hidden, label="exchange beside it", **options)
-    for place, one in zip(x, made):
-        annotate(ax, f"{one.seconds:.2g} s", (place, one.seconds), (0, 4), ha="center", va="bottom")
-    ax.set_xticks(x, list(plans))
-    ax.set_ylim(0, 1.12 * max(one.seconds for one in made))
-    return style.name_over(ax)

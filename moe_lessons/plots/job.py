@@ -29,7 +29,7 @@ def plot_job(records: Sequence[dict]) -> LessonFigure:
     ranks, texts = [f"rank {rank}" for rank in range(len(came))], [f"{rows:,}" for rows in came]
     bars = Parts(ranks, ["rows"], [[rows] for rows in came], PALETTE[-1:], texts)
     loss = Panel("Loss (cross entropy, nats)", lines, x, y, width=8, height=190)
-    rows = Panel("Rows that came in the last step", [bars], Axis(0, 1.25 * max(came), "rows"), width=4, height=190)
+    rows = Panel("Rows received in the last step", [bars], Axis(0, 1.25 * max(came), "rows"), width=4, height=190)
     again = [f"After a fault, all ranks went on from step {record['from_step']}." for record in records
              if record["event"] == "start" and record["restart"]]  # fmt: skip
     return still.figure([loss, rows], caption=" ".join(again))

@@ -104,7 +104,7 @@ def plot_exchange(traffic: Mapping[str, Tensor], even: float | None = None) -> A
     places = drawn.subplots(1, len(rows), squeeze=False)[0]
     for ax, (name, matrix) in zip(places, rows.items()):
         ranks, received, share = np.arange(len(matrix)), matrix.sum(axis=0), matrix * len(matrix) / mean[name]
-        busiest = f"busiest rank {received.max() / mean[name]:.3g} × {'even' if even else 'the mean'}"
+        busiest = f"busiest rank {received.max() / mean[name]:.3g} × {'uniform' if even else 'the mean'}"
         dress(ax, f"{name}: {busiest}", "to rank", "from rank")
         mesh = two_ways(ax, [np.arange(len(matrix) + 1)] * 2, share, 1, most)
         for sender, receiver in np.ndindex(matrix.shape):
@@ -116,15 +116,15 @@ def plot_exchange(traffic: Mapping[str, Tensor], even: float | None = None) -> A
         ax.set_yticks(ranks + 0.5, ranks)
         ax.set(aspect="equal", ylim=(len(matrix), 0))
     bar = style.styled(drawn.colorbar, mesh, ax=places, aspect=30, pad=0.02, shrink=0.8)
-    bar.set_ticks([0, 1, most], labels=["0", "1 ×\neven", f"{most:.3g} ×"])
+    bar.set_ticks([0, 1, most], labels=["0", "1 ×\nuniform", f"{most:.3g} ×"])
     return ax
 
 
 # How a layer stands on two devices: the experts of each, which part of each block it has, and what travels
 PARALLEL = {
-    "data parallel": ((0, 1, 2, 3), (0, 1, 2, 3), 1, "the whole model, its own texts", "gradients, once a step"),
-    "tensor parallel": ((0, 1, 2, 3), (0, 1, 2, 3), 0.5, "half of every matrix, all texts", "sums, in each layer"),
-    "expert parallel": ((0, 1), (2, 3), 1, "half of the experts, its own texts", "tokens, twice in each layer"),
+    "data parallel": ((0, 1, 2, 3), (0, 1, 2, 3), 1, "the whole model, its own sequences", "gradients, once per step"),
+    "tensor parallel": ((0, 1, 2, 3), (0, 1, 2, 3), 0.5, "half of every matrix, all sequences", "sums, in each layer"),
+    "expert parallel": ((0, 1), (2, 3), 1, "half of the experts, its own sequences", "rows, twice in each layer"),
 }  # fmt: skip
 
 
@@ -145,6 +145,6 @@ def plot_parallel() -> Figure:
                 annotate(ax, text, (x + wide / 2, y + high / 2), ha="center", color=ink_on(color))
         arrow = {"arrowstyle": "<->", "color": LIGHT.foreground, "lw": 1.6}
         ax.annotate("", (1.27, 0.5), (0.98, 0.5), arrowprops=arrow)
-        annotate(ax, f"a device has {has}\ntravels: {travels}", (1.125, -0.16), ha="center")
+        annotate(ax, f"a device holds {has}\nsent: {travels}", (1.125, -0.16), ha="center")
         ax.set(xlim=(-0.05, 2.3), ylim=(-0.3, 1.15))
     return figure

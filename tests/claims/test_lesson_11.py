@@ -8,16 +8,13 @@ import pytest
 import torch
 from everywhere import seeds
 
-from moe_lessons.analysis import real_routing
+from moe_lessons.analysis import real_routing, replicate
 from moe_lessons.analysis.planner import check_published, plan
-from moe_lessons.exercises import copies
-from moe_lessons.nn import SigmoidRouter, seeded
-from moe_lessons.parallel import launch, rank_traffic
+from moe_lessons.parallel import launch
 from moe_lessons.parallel.measure import rank_times
 from moe_lessons.parallel.training import Settings, train_each, train_rank
 
 SEEDS = seeds(3, first=1)
-CLUSTER = {"devices": 2048, "expert_parallel": 64, "pipeline_parallel": 16}
 
 
 def steps_of(ranks: int, **options) -> list[dict]:
@@ -73,22 +70,6 @@ def test_capacity_evens_the_traffic_for_drops(seed):
     assert busiest[1.0] <= 1 and busiest[2.0] <= 2 and dropped[1.0] > 0.1  # .18 to .5 by seed
 
 
-@pytest.mark.claim("a-limit-saves-only-what-crosses-once")
-@pytest.mark.parametrize("seed", seeds(5))
-def test_a_limit_saves_only_what_crosses_once(seed):
-    nodes, each, once, home = {}, {}, {}, torch.arange(4096) // 512
-    for kept in (8, 4, 2):
-        with seeded(seed):
-            routing = SigmoidRouter(64, 64, top_k=8, num_groups=8, topk_groups=kept)(torch.randn(4096, 64))
-        visits = torch.zeros(4096, 8).scatter(1, routing.topk_indices // 8, 1.0)
-        nodes[kept] = visits.sum().item() / 4096
-        once[kept] = nodes[kept] - visits[torch.arange(4096), home].mean().item()
-        each[kept] = 8 * share_away(rank_traffic(routing, 8))
-    assert 5 < nodes[8] < 5.7 and 3.8 < nodes[4] <= 4 and nodes[2] <= 2
-    assert each[4] == pytest.approx(each[8], rel=0.03)  # row by row nothing is saved
-    assert once[8] < 0.8 * each[8] and once[4] < 0.85 * once[8] and once[2] < 0.6 * once[4]
-
-
 @pytest.mark.claim("a-killed-rank-costs-only-the-steps-since")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_killed_rank_costs_only_the_steps_since(seed, tmp_path):
@@ -101,18 +82,26 @@ def test_a_killed_rank_costs_only_the_steps_since(seed, tmp_path):
     assert again[-1]["weights"] == whole["weights"]
 
 
+@pytest.mark.claim("hot-experts-make-a-straggler")
+def test_hot_experts_make_a_straggler():
+    """By the loads alone, without the 4,096 draws; the experts stand in blocks, as in the exercise."""
+    table = real_routing()["OLMoE-1B-7B"][15]
+    rows = torch.tensor(table.loc["arxiv"].to_numpy()).double()
+    for ranks, expected in ((64, 7.5), (8, 1.5)):
+        received = rows.view(ranks, -1).sum(dim=1)
+        assert (received.max() / received.mean()).item() == pytest.approx(expected, abs=0.05)
+
+
 @pytest.mark.claim("copies-cool-hot-experts")
 def test_copies_cool_hot_experts():
     table = real_routing()["OLMoE-1B-7B"][15]
     rows, others = (torch.tensor(table.loc[texts].to_numpy()).float() for texts in ("arxiv", "github"))
     busiest = {}
-    for places in (64, 72, 80, 96):
-        own = copies.answer(rows, places)
-        busiest[places] = [(each / own).max().item() * places / each.sum().item() for each in (rows, others)]
-    assert 7 < busiest[64][0] < 8 and 2.5 < busiest[72][0] < 3.5 and busiest[96][0] < 2
-    assert min(there for _, there in busiest.values()) > 3.1
-    rows = [busiest[places][1] / places for places in (64, 72, 80)]  # of all rows, at the busiest place
-    assert max(rows) < 1.02 * min(rows)
+    for slots in (64, 72, 80, 96):
+        own = replicate(rows, slots)
+        busiest[slots] = [(each / own).max().item() * slots / each.sum().item() for each in (rows, others)]
+    assert 7.4 < busiest[64][0] < 7.6 and 2.7 < busiest[72][0] < 2.9 and 1.5 < busiest[96][0] < 1.7
+    assert 4.4 < busiest[64][1] < 4.6 and 5 < busiest[72][1] < 5.2 and busiest[96][1] > 3.3
 
 
 @pytest.mark.claim("more-devices-lower-the-latency")
@@ -126,6 +115,10 @@ def test_more_devices_lower_the_latency():
     best = max(point.tokens / point.seconds for point in fitting[16])
     (quick,) = [point for point in fitting[144] if point.tokens == 32]  # as fast as 16 devices ever are, and sooner
     assert quick.tokens / quick.seconds >= best and quick.seconds < 0.5 * fitting[16][-1].seconds
+    more = made[16][7]  # of 128 texts: with room for them 16 devices are as good, and later
+    assert 80.3e9 < more.memory < 80.5e9
+    assert more.tokens / more.seconds == pytest.approx(quick.tokens / quick.seconds, rel=0.01)
+    assert more.seconds == pytest.approx(4 * quick.seconds, rel=0.02)
     for n in (16, 144):  # along a curve both grow
         assert all(a.seconds < b.seconds for a, b in zip(fitting[n], fitting[n][1:]))
     assert made[144][5].exchange > made[16][5].exchange
@@ -135,25 +128,10 @@ def test_more_devices_lower_the_latency():
     bare = {n: [point for point in points if point.memory < 80e9] for n, points in bare.items()}
     most = {n: max(points, key=lambda point: point.tokens / point.seconds) for n, points in bare.items()}
     rates = {n: point.tokens / point.seconds for n, point in most.items()}
-    hidden = max(point.tokens / point.seconds for point in fitting[144])
-    assert rates[144] == pytest.approx(0.57 * hidden, rel=0.02) and rates[144] < 0.98 * rates[16] < rates[16] < best
     (quick,) = [point for point in bare[144] if point.tokens == 32]  # nearly as fast as 16 devices, and sooner
     assert 0.94 * rates[16] < quick.tokens / quick.seconds and quick.seconds < 0.55 * most[16].seconds
     flat = [point.tokens / point.seconds for point in fitting[144] if point.limit == "arithmetic"]
     assert len(flat) > 2 and max(flat) < 1.01 * min(flat)
-
-
-@pytest.mark.claim("the-exchange-costs-a-good-part-of-a-step")
-def test_the_exchange_costs_a_good_part_of_a_step():
-    free = plan("DeepSeek-V3", **CLUSTER)
-    once = plan("DeepSeek-V3", **CLUSTER, node_limit=8)
-    limited, hidden, uneven = (
-        plan("DeepSeek-V3", **CLUSTER, node_limit=4, **more) for more in ({}, {"overlap": 1.0}, {"imbalance": 2.0})
-    )
-    assert free.exchange > 0.3 * free.seconds
-    assert 0.6 < once.exchange / free.exchange < 0.7 and 0.6 < limited.exchange / once.exchange < 0.75
-    assert hidden.hidden > 0.9 * hidden.exchange and hidden.seconds < 0.85 * limited.seconds
-    assert uneven.seconds > 1.1 * free.seconds
 
 
 @pytest.mark.claim("the-planner-against-published-systems")

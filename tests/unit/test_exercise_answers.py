@@ -14,7 +14,6 @@ from moe_lessons.exercises.lesson_09 import TRIED_TOKENS, causality_cases
 from moe_lessons.nn import Routing, SigmoidRouter, seeded
 from moe_lessons.nn.dispatch import weight_matrix
 from moe_lessons.nn.families import finer
-from moe_lessons.parallel import bytes_sent
 
 
 def weights_of(routing, like):
@@ -72,23 +71,16 @@ class InAnotherWay:
         nn.update_expert_bias(router, routing_of(torch.ones(len(idx), len(bias)), idx), rate)
         return bias
 
-    def exchange(x, chosen, weights, experts):
-        share, inboxes, y, sent = len(experts) // len(x), [[] for _ in x], x.clone(), 0
+    def all_to_all(x, chosen, weights, experts):
+        share, inboxes, y = len(experts) // len(x), [[] for _ in x], x.clone()
         for source, (rows, numbers) in enumerate(zip(x, chosen.tolist())):
             for token, (row, e) in enumerate(zip(rows, numbers)):
                 inboxes[e // share].append(row)
                 y[source, token] = experts[e](row) * weights[source, token]
-                sent += 8 * len(row) if e // share != source else 0
-        return [len(inbox) for inbox in inboxes], torch.stack(sum(inboxes, [])), y, sent
+        return [len(inbox) for inbox in inboxes], torch.stack(sum(inboxes, [])), y
 
     def finer_experts(num_experts, top_k, d_ff, times):
         return *(finer(num_experts, top_k, d_ff, times)[name] for name in ("num_experts", "top_k", "d_ff")), times**0.5
-
-    def copies(rows, places):
-        own = [1] * len(rows)
-        while sum(own) < places:
-            own[max(range(len(own)), key=lambda e: rows[e] / own[e])] += 1
-        return own
 
 
 RIGHT = [
@@ -100,7 +92,6 @@ RIGHT = [
     ("causality", by_change(lambda x, t: torch.cat([x[:t], -x[t:]]))),
     ("causality", lambda layer, x: np.bool_(exercises.causality.answer(layer, x))),
     ("touched_experts", union_law),
-    ("sent_bytes", bytes_sent),
 ]
 
 

@@ -2,15 +2,17 @@
 
 import copy
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from oracle import refused
 from torch.nn import functional as F
 
-from moe_lessons.analysis import balance_by_layer, collapse, load_statistics
+from moe_lessons.analysis import balance_by_layer, collapse, load_statistics, replicate
 from moe_lessons.analysis.collapse import LEARNS, make_alike, practise, practised_band, watched_run, weight_gradients
 from moe_lessons.analysis.load import LoadStatistics, describe_load
 from moe_lessons.exercises.lesson_07 import my_logit_gradient
@@ -24,6 +26,17 @@ def test_the_formulas(counts):
     statistics = load_statistics(counts)
     assert statistics.max_over_mean == pytest.approx(max(counts) / mean)
     assert statistics.dead == sum(count / sum(counts) < 0.01 for count in counts)
+
+
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=4), st.integers(0, 5))
+def test_no_other_replicas_leave_the_busiest_slot_fewer_rows(counts, spare):
+    rows, slots = torch.tensor(counts, dtype=torch.float64), len(counts) + spare
+    ways = [way for way in product(range(1, spare + 2), repeat=len(counts)) if sum(way) == slots]
+    chosen = replicate(rows, slots)
+    assert tuple(chosen.tolist()) in ways
+    assert (rows / chosen).max() == min((rows / torch.tensor(way)).max() for way in ways)
+    with refused(rf"slots must be at least the number of experts \({len(counts)}\), got {len(counts) - 1}"):
+        replicate(rows, len(counts) - 1)
 
 
 def test_counts_shares_tensors_and_a_routing_say_the_same_and_no_tokens_are_even():

@@ -62,7 +62,6 @@ def test_memory_holds_every_weight_once_and_arithmetic_is_six_flops_for_an_activ
     assert split.weights == (routed / 8 + total - routed) and split.optimizer == 12 * total / 16
     assert split.memory == pytest.approx(split.weights + split.gradients + split.optimizer + split.activations)
     assert made(phase="prefill").optimizer == made(phase="prefill").gradients == 0
-    assert split.table()["one device"]["all that it holds, GB"] == pytest.approx(split.memory / 1e9)
 
 
 def test_decoding_on_one_device_is_the_roofline_and_many_read_the_experts_that_all_tokens_meet(monkeypatch):
