@@ -59,8 +59,9 @@ def _row(standing: Standing) -> str:
     right_first = sum(answer.get("right_first") is True for answer in answers)
     quiz += f", {right_first} right at first" if questions_left < len(answers) else ""
     stars = " ".join(("★" if is_solved else "☆") * number for number, is_solved in solved)
-    solved = f"{len(solved) - exercises_left} of {len(solved)} {stars}"
-    cells = lesson.link, f"{lesson.minutes} min", f"{predictions} of {lesson.predictions}", quiz, solved, state
+    solved = f"{len(solved) - exercises_left} of {len(solved)} {stars}" if solved else "–"
+    asked = f"{predictions} of {lesson.predictions}" if lesson.predictions else "–"
+    cells = lesson.link, f"{lesson.minutes} min", asked, quiz, solved, state
     return f"| {' | '.join(cells)} |"
 
 
