@@ -21,7 +21,12 @@ ROOT = Path(__file__).resolve().parents[2]
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RUN = "03_parameters_and_compute.ipynb"  # it has widgets, and is soon run
 CDN = ["https://cdn.org/a.css", "https://cdn.org/a.js"]
-DOORS = ["speedup.html", "wall.html#num_entries=500&lr=0.01", "text.html", "notebooks/00_welcome.html"]
+DOORS = {
+    "speedup.html": "Speedup map",
+    "wall.html#num_entries=500&lr=0.01": "Memorisation grid",
+    "text.html": "Your own text",
+    "notebooks/00_welcome.html": "Start the course",
+}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +87,7 @@ def test_its_front_page_is_the_playground_with_the_answer_and_doors(site):
         and 'src="page/page.js"' in page
     )
     doors = re.search(r'<p class="front-doors">(.*?)</p>', page, re.S)[1]
-    assert re.findall(r'href="(.*?)"', unescape(doors)) == [*DOORS]
+    assert re.findall(r'href="(.*?)">(.*?)<', unescape(doors)) == [*DOORS.items()]
 
 
 def test_its_page_of_a_view_has_that_view_and_a_picture_where_no_script_runs(site):
@@ -160,3 +165,14 @@ def test_a_lesson_shows_its_views_alive_and_without_javascript_their_pictures(ad
             view.locator(".moe-canvas[data-step] canvas" if is_alive else "img[alt]").first.wait_for()
             assert view.locator("img").count() == (not is_alive)
         context.close()
+
+
+def test_a_line_that_is_typed_on_the_front_page_is_read_by_the_text_model(address, browser):
+    page = browser.new_page(reduced_motion="reduce")
+    page.goto(f"{address}/index.html")
+    page.get_by_label("Type a sentence").fill("50% of E&F, “naïve” #1 + 2")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/text.html#text=*")
+    page.locator("[data-moe=text] .moe-canvas canvas").first.wait_for()
+    assert page.locator("[data-moe=text] textarea").input_value() == "50% of E&F, “naïve” #1 + 2"
+    page.close()

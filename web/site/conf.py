@@ -74,9 +74,9 @@ html_additional_pages = {"index": "front.html"} | dict.fromkeys(VIEWS, "view.htm
 html_static_path = ["site.css", "../../docs/text.png", "../../docs/speedup.png"]
 QUESTION = re.search(r"^\*\*(.+? How\?)\*\*", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)[1]
 DOORS = {  # buttons of the front page -> where they lead
-    "When is it faster?": "speedup.html",
-    "See what it knows": "wall.html#num_entries=500&lr=0.01",
-    "Try your own text": "text.html",
+    "Speedup map": "speedup.html",
+    "Memorisation grid": "wall.html#num_entries=500&lr=0.01",
+    "Your own text": "text.html",
     "Start the course": "notebooks/00_welcome.html",
 }
 html_context = {"default_mode": "auto", "question": QUESTION, "doors": list(DOORS.items())}
