@@ -122,7 +122,7 @@ def address(site, serve):
 
 
 def test_everyone_can_use_each_page_and_none_asks_the_network(address, site, browser, violations):
-    """Each page in the light theme; in the dark one the colours of one page of each kind."""
+    """Each page in the light theme, and as wide as a phone; in the dark one the colours of one page of each kind."""
     page = browser.new_page()
     asked, errors = [], []
     page.on("request", lambda request: asked.append(request.url))
@@ -130,10 +130,9 @@ def test_everyone_can_use_each_page_and_none_asks_the_network(address, site, bro
     documents = [
         *(site / "notebooks").glob("*.html"),
         *(site / "docs").glob("*.html"),
-        site / "index.html",
-        site / "text.html",
+        *site.glob("*.html"),
     ]
-    found = {}
+    found, wide = {}, {}
 
     def scan(name: str, parts: str = "html") -> None:
         for theme, rules in {"light": {}, "dark": {"rules": ["color-contrast"]}}.items():
@@ -145,12 +144,26 @@ def test_everyone_can_use_each_page_and_none_asks_the_network(address, site, bro
     for path in documents:
         page.goto(f"{address}/{path.relative_to(site)}")
         scan(path.name, "dl.py:nth-of-type(-n+8)" if path.stem == "api" else "html")  # it is long
+        for width in (390, 1280):
+            page.set_viewport_size({"width": width, "height": 844})
+            wide[path.name, width] = page.evaluate("document.documentElement.scrollWidth")
     page.goto(f"{address}/search.html?q=collapse")
     page.locator("#search-results a", has_text="Expert collapse").first.wait_for()
     scan("search")
     page.close()
     assert [each for each in found.items() if each[1]] == []
+    assert [each for each in wide.items() if each[1] > each[0][1]] == []
     assert [url for url in asked if not url.startswith((address, "data:"))] == [] and errors == []
+
+
+def test_on_a_phone_the_controls_of_the_front_page_are_in_sight(address, browser):
+    page = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True, reduced_motion="reduce")
+    page.goto(f"{address}/index.html")
+    page.locator(".moe-canvas[data-step] canvas").first.wait_for()
+    for name in ("Play", "Collapse", "Rescue", "More", "Reset"):
+        box = page.get_by_role("button", name=name, exact=True).bounding_box()
+        assert 0 < box["y"] < 844 - box["height"], name
+    page.close()
 
 
 def test_a_lesson_shows_its_views_alive_and_without_javascript_their_pictures(address, browser):

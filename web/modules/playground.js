@@ -54,14 +54,13 @@ export class Playground {
     const inSight = [this.play, ...Object.values(breaking), reset, ...(front ? [More] : [])];
     const rest = [...this.steps, ...more, ...shares];
     const dock = make("div", { class: "moe-dock" }, bar(make("b", {}, settings.words.title), ...inSight));
-    dock.firstChild.append(...(front ? [] : rest));
     dock.append(
       make("div", { class: "moe-page-first" }, ...first.map((name) => this.controls[name].element)),
     );
     const drawing = this.drawing(settings.words.own);
     dock.append(...drawing);
     const others = make("div", { class: "moe-page-controls" }, ...groups);
-    const bars = [...(front ? [bar(...rest)] : []), ...(presets.length ? [bar(...presets)] : [])];
+    const bars = [bar(...rest), ...(presets.length ? [bar(...presets)] : [])];
     this.rest = front ? [...bars, ...drawing, others] : [];
     for (const element of this.rest) element.hidden = true;
     place.home.replaceChildren(dock, ...bars, place.said, this.view, others);

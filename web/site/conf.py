@@ -40,7 +40,7 @@ html_theme = "pydata_sphinx_theme"
 html_theme_options = {"back_to_top_button": False, "navbar_center": [], "show_prev_next": True, "footer_end": []}
 VIEWS = {  # pages of the site, each with the view of the page of this name
     "wall": {
-        "title": "What a model memorises",
+        "title": "Memorisation grid: what a model memorises",
         "text": "Three models memorise a phone book, in your browser, by the course's own training step: a "
         "mixture of experts, a dense model with the same FLOPs per token, and one with as many parameters as the "
         "MoE. Each square of the memorisation grid is an entry, coloured once the model has memorised it. Point at one "
@@ -82,7 +82,7 @@ DOORS = {  # buttons of the front page -> where they lead
 html_context = {"default_mode": "auto", "question": QUESTION, "doors": list(DOORS.items())}
 html_context |= {"views": VIEWS, "sentence": SENTENCE, "conditions": CONDITIONS.replace("*", "")}
 html_favicon = "favicon.svg"
-html_show_sourcelink = html_copy_source = False
+html_show_sourcelink = html_copy_source = html_use_index = html_domain_indices = False
 
 PAGES = ["notebooks/*", "docs/*", "CONTRIBUTING", *["build/claims"] * (ROOT / "build" / "claims.md").is_file()]
 CONTENTS = "\n".join(["\n\n```{toctree}", ":hidden:", ":glob:", ":maxdepth: 1", "", *PAGES, "```\n"])
