@@ -86,6 +86,7 @@ def test_its_front_page_is_the_playground_with_the_answer_and_doors(site):
         '<div data-moe="playground" data-guide><img src="_images/playground.png"' in page
         and 'src="page/page.js"' in page
     )
+    assert "searchindex.js" not in page  # 150 kB that nothing here needs
     doors = re.search(r'<p class="front-doors">(.*?)</p>', page, re.S)[1]
     assert re.findall(r'href="(.*?)">(.*?)<', unescape(doors)) == [*DOORS.items()]
 
