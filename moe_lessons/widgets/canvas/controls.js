@@ -70,6 +70,7 @@ export function wait(view, name) {
   if (!view.isOfKernel) return;
   view.waiting ??= new Set();
   view.waiting.add(name);
+  if (view.notice) sayWhy(view);
   view.late ??= setTimeout(() => sayWhy(view), PATIENCE);
 }
 
@@ -95,6 +96,7 @@ function sayWhy(view) {
     view.send({ pick: "take back", index: 0 });
     answered(view);
   });
+  view.notice?.remove();
   view.notice = set(make("div", "moe-stale moe-wait", text, back), { role: "status" });
   homeOf(view).append(view.notice); // at its end: what is above must not jump
 }
