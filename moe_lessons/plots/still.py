@@ -97,13 +97,18 @@ def _line_style(ink: int, strong: bool = True) -> dict:
 
 def _name_ends(drawn: Sequence, ax: Axes) -> None:
     lines = [mark for mark in drawn if isinstance(mark, marks.Line) and mark.model is not None and len(mark.x)]
-    lines, places = sorted(lines, key=lambda line: line.y[-1]), np.arange(len(lines))
+    lines, apart = sorted(lines, key=lambda line: line.y[-1]), 13 * np.arange(len(lines))
     (low, high), height = ax.get_ylim(), 0.8 * ax.bbox.height  # pixels, when all is laid out
     ends = np.array([(line.y[-1] - low) / (high - low) * height for line in lines])
-    at = np.minimum(np.maximum.accumulate(ends - 13 * places) + 13 * places, height - 13 * places[::-1])
-    for line, end, up in zip(lines, ends, at):
-        options = {"color": LIGHT.lines[line.ink % 8], "weight": "bold" if line.strong else "normal"}
-        annotate(ax, line.name, (line.x[-1], line.y[-1]), (6, 0.72 * (up - end)), halo=LIGHT.background, **options)
+    # what is crowded is moved up, from the lowest, and down, from the highest: names stand in the middle of the two
+    up = np.minimum(np.maximum.accumulate(ends - apart) + apart, height - apart[::-1])
+    down = np.maximum(np.minimum.accumulate((ends - apart)[::-1])[::-1] + apart, apart)
+    for line, end, at in zip(lines, ends, (up + down) / 2):
+        color = LIGHT.lines[line.ink % 8]
+        lead = {"arrowstyle": "-", "lw": 0.7, "color": color, "relpos": (0, 0.5), "shrinkB": 0}
+        options = {"color": color, "weight": "bold" if line.strong else "normal", "arrowprops": lead}
+        place = (line.x[-1], line.y[-1]), (14, 0.72 * (at - end))
+        annotate(ax, line.name, *place, halo=LIGHT.background, **options)
 
 
 def two_ways(ax: Axes, edges, z: np.ndarray, even: float, most: float) -> QuadMesh:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.text import Text as Written
 
 from moe_lessons.plots import figure, marks, still
 from moe_lessons.plots.marks import Axis, Bars, Cells, Line, Panel, Points, Spots, Stack, Table, Text
@@ -109,9 +110,13 @@ def test_where_a_legend_is_given_names_stand_at_the_ends_of_lines_one_over_the_o
     lines = [Line([0, 1], [1, y], name, 4, i) for i, (y, name) in enumerate(zip((0, 1.9, 0, 1.9), "abcd"))]
     ax = drawn(*lines, legend=[(4, "green")])
     ax.figure.canvas.draw()
-    boxes = sorted((text.get_window_extent() for text in ax.texts), key=lambda box: box.y0)
+    boxes = sorted((Written.get_window_extent(text) for text in ax.texts), key=lambda box: box.y0)
     assert sorted(texts(ax)) == ["a", "b", "c", "d"]
     assert all(low.y1 <= high.y0 + 2 for low, high in zip(boxes, boxes[1:]))
+    ax = drawn(*(Line([0, 1], [1, 0.5], name, 4, i) for i, name in enumerate("abc")), legend=[(4, "green")])
+    ax.figure.canvas.draw()  # as far above where they all end as below
+    middles = [Written.get_window_extent(text).get_points()[:, 1].mean() for text in ax.texts]
+    assert np.mean(middles) == pytest.approx(ax.transData.transform((1, 0.5))[1], abs=2)
 
 
 def test_letters_stand_in_boxes_of_their_experts_colour_and_none_over_another(experts=32):

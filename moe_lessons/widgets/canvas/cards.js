@@ -268,22 +268,34 @@ export class Chart extends Card {
     context.restore();
   }
 
-  // Name lines, each beside its end, so far apart that they can be read.
+  // Name lines, each beside its end, so far apart that they can be read: what is crowded is moved up, from the lowest,
+  // and down, from the highest; names stand in the middle of the two.
   nameEnds() {
     const { box, pen, view } = this;
     const high = 12;
     const ends = this.marks.filter(isTold).map((line) => ({ line, at: this.y(line.y.at(-1)) }));
     ends.sort((one, other) => other.at - one.at);
+    const last = ends.length - 1;
     let floor = Infinity;
+    const up = ends.map(({ at }, i) => {
+      floor = Math.max(Math.min(at, floor - high), box.top + high * (last - i));
+      return floor;
+    });
+    let ceiling = -Infinity;
+    [...ends].reverse().forEach(({ at }, i) => {
+      ceiling = Math.min(Math.max(at, ceiling + high), box.top + box.height - high * (last - i));
+      up[last - i] = (up[last - i] + ceiling) / 2;
+    });
     ends.forEach(({ line, at }, i) => {
-      floor = Math.max(Math.min(at, floor - high), box.top + high * (ends.length - 1 - i)); // from the lowest up
       pen.context.globalAlpha = paleness(view, line.model);
       const style = {
         color: css(inkOf(view, line.ink)),
         weight: line.strong ? 700 : 400,
         halo: css(view.paper),
       };
-      pen.write(line.name, this.x(line.x.at(-1)) + 7, floor, { align: "left", ...style });
+      const x = this.x(line.x.at(-1));
+      pen.stroke(new Path2D(`M${x} ${at}L${x + 12} ${up[i]}`), { color: style.color, width: 0.7 });
+      pen.write(line.name, x + 14, up[i], { align: "left", ...style });
     });
   }
 

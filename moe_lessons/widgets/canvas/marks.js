@@ -157,7 +157,7 @@ function drawLine(card, { x, y, ink, strong, model, low, high }) {
 }
 
 function marginOfLine({ header, pen }, line) {
-  return header.legend.length && isTold(line) ? 14 + 1.1 * pen.measure(line.name) : 0;
+  return header.legend.length && isTold(line) ? 21 + 1.1 * pen.measure(line.name) : 0;
 }
 
 function stopsOfLine(card, { x, y, name, ink, model }) {
