@@ -25,7 +25,7 @@ from moe_lessons.analysis.roofline import (
     step_seconds,
 )
 from moe_lessons.analysis.timing import Ratio, moved, take_turns
-from moe_lessons.nn import LanguageModel, evaluating, is_moe, torch_threads
+from moe_lessons.nn import FeedForward, LanguageModel, evaluating, is_moe, torch_threads
 from moe_lessons.support.errors import check_seed
 from moe_lessons.training import bar
 
@@ -135,7 +135,9 @@ def shape_of(model: LanguageModel) -> TransformerShape:
         raise ValueError(f"a model must have experts in all {c.num_layers} layers or in none, got {mixtures}")
     experts = (c.num_experts, c.top_k) if mixtures else (1, 1)
     heads = c.num_heads, c.num_kv_heads or c.num_heads, c.head_dim
-    return TransformerShape(c.vocab_size, c.d_model, c.num_layers, *heads, c.d_ff, *experts, 0, c.tied_embedding)
+    ffns = (part.d_ff for part in model.modules() if isinstance(part, FeedForward))  # a baseline has another than c
+    width = c.d_ff if mixtures else next(ffns, c.d_ff)
+    return TransformerShape(c.vocab_size, c.d_model, c.num_layers, *heads, width, *experts, 0, c.tied_embedding)
 
 
 @functools.cache

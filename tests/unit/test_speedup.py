@@ -11,7 +11,7 @@ from moe_lessons.analysis.counting import MODEL_SHAPES
 from moe_lessons.analysis.inference import union_law
 from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, machine_for, machines, published_sizes, sizes_of
 from moe_lessons.analysis.speedup import matched_width, measure_speedups, published_points, speedups
-from moe_lessons.nn import LanguageModel, TransformerConfig
+from moe_lessons.nn import LanguageModel, TransformerConfig, dense_baseline
 from moe_lessons.plots.marks import Boxes, Heat, Points, Rule
 from moe_lessons.plots.speeds import LEVELS
 from moe_lessons.widgets import SpeedupMap
@@ -104,6 +104,7 @@ def test_what_is_measured_stands_beside_the_roofline_of_the_best_of_all_turns(mo
     by_roof = speedups(sizes, found.machine, "float32", np.array([1.0, 4.0]), speedup.PROMPT).at(np.array([1.0, 3.0]))
     rows = found.frame[found.frame.width > 0]
     np.testing.assert_allclose(rows.roofline, by_roof.ravel(), rtol=1e-6)
+    assert speedup.shape_of(dense_baseline(made["MoE"])).d_ff == speedup.shape_of(made["1"]).d_ff == 16
     other = LanguageModel(TransformerConfig(d_model=32, num_heads=2, num_layers=2, moe_layers=(), d_ff=16))
     for others in ({"MoE": made["1"]}, {"other": other}, {"MoE 2": made["MoE"]}):
         models = {"MoE": made["MoE"]} | others
