@@ -298,7 +298,7 @@ def test_everyone_can_use_it_at_any_width(visit, violations, view, button, shown
 
 def test_the_wall_of_facts_trains_three_models_until_lamps_are_lit(visit):
     own = visit("#num_entries=500&lr=0.01&seed=1", view="wall", is_calm=False).ready()
-    known = "() => Number(/knows (\\d+) of 500/.exec(document.querySelector('.moe-words').textContent)[1]) >= 5"
+    known = "() => Number(/memorised (\\d+) of 500/.exec(document.querySelector('.moe-words').textContent)[1]) >= 5"
     own.page.wait_for_function(known)
     own.button("Pause").click()
     own.button("Play").wait_for()
