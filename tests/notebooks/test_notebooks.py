@@ -18,7 +18,7 @@ from tools.render import WIDGET
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
 LESSONS = [path for path in NOTEBOOKS if path.name[0].isdigit()]  # the course page is none
 MAX_LINES, MAX_CLASS_LINES = 15, 30
-MAX_CELLS, MAX_WORDS, MAX_CODE = 50, 1200, 120
+MAX_CELLS, MAX_WORDS, MAX_CODE = 30, 900, 80
 TAG = "exercise:"
 assert LESSONS, "there is no lesson"
 
@@ -82,7 +82,7 @@ def test_a_lesson_is_read_in_half_an_hour(lesson):
     assert len(read) <= MAX_CELLS
     assert len(re.findall(r"\w[\w'’.,-]*", main_path(lesson))) <= MAX_WORDS
     assert len(code) <= MAX_CODE and sum(written) <= 2
-    assert sum("Prediction(" in line for line in code) <= 3
+    assert sum("Prediction(" in line for line in code) <= 2
     assert sum("Quiz(" in cell.source for cell in lesson.cells) <= 1
 
 
