@@ -169,7 +169,7 @@ def test_on_real_text_the_width_grows(source):
     assert (found[32].width[[2000, 3000, 4000]] > sixteen.width[[2000, 3000, 4000]]).all()
     assert quality_matched_width("source", 16, longer=8000).width > 6.5  # of 8: one seed
     prose, losses = width_over_steps("prose", MIXTURE).set_index("step"), load_results("prose")
-    assert prose.width[500] < 2 and 3 < prose.width[2000] and prose.low[2000] > 2.5
+    assert prose.width[500] < 2 and prose.width[1000:].between(2.7, 5.5).all()
     mean = losses.groupby(["model", "step"]).loss.mean().unstack()
     assert mean[4000][EIGHT] > mean.loc[EIGHT].min() + 0.002  # the widest overfits: its loss has turned
 
