@@ -13,9 +13,9 @@ from moe_lessons.plots.theme import short_number
 from moe_lessons.support.static import static_mode
 from moe_lessons.widgets.recording import Player
 
-SAID = "Left: for every token. Colours: experts of this one. Pale grey: of earlier ones. Frames: not yet."
+SAID = "Black: used by every token. Colours: by this one. Pale grey: by earlier ones. Framed: not used yet."
 PASSING_TOKENS = 16
-STILLS = {1: "Left: always. Colours: its experts.", 8: "Pale grey: experts of 1 to 7.", 16: "Frames: none so far."}
+STILLS = {1: "Black: used by every token.", 8: "Pale grey: experts of 1 to 7.", 16: "Framed: not used yet."}
 
 
 class ParameterMap(Player):
@@ -62,9 +62,9 @@ class ParameterMap(Player):
 
     def panels(self) -> list[Panel]:
         shown, size = {self.slider.value: SAID}, {"width": 7, "height": 380}
-        title = "Mixtral 8x7B: the parameters that a token uses"
+        title = "Mixtral 8x7B: the parameters that a token uses (random choices)"
         if static_mode():
-            shown, size, title = STILLS, size | {"width": 3}, "Mixtral 8x7B, token {}"
+            shown, size, title = STILLS, size | {"width": 3}, "Random choices, token {}"
         maps = [self.drawn(token, title.format(token), caption=said, **size) for token, said in shown.items()]
         steps, alone = np.arange(1, PASSING_TOKENS + 1), np.full(PASSING_TOKENS, self.sizes.active / 1e9)
         marks = [Line(steps, self.together / 1e9, "all tokens so far", 0), Line(steps, alone, "one token", 3)]
