@@ -77,6 +77,7 @@ def test_the_choice_tells_of_the_byte_then_of_its_context_and_not_of_the_topic(s
         assert (table["token | domain"] > 1.3 * table["domain | token"]).all()
         assert table["topic"].max() < 0.05 and table["domain | token"].min() > 1.5 * table["topic"].max()
         assert table["token"][0] > table["token"][2] + 0.1
+    assert max(table["topic"].max() for table in shares[0]) < 0.015
 
 
 @pytest.mark.claim("training-adds-the-byte-and-what-stands-around-it")
@@ -132,7 +133,12 @@ def test_a_map_needs_its_control(models):
             shares = expert_shares(own[steps].table, "domain", 1)
             alike = {name: np.minimum(shares.loc["sea"], shares.loc[name]).sum() for name in ("kitchen", "arithmetic")}
             assert alike["kitchen"] > alike["arithmetic"] + 0.12 and alike["kitchen"] > 0.9
-    assert np.mean([expert_shares(own[0].table, "domain", 1).to_numpy().max() for own in models]) > 0.27
+    for layer in (1, 2):
+        rows = [expert_shares(own[0].table, "domain", layer) for own in models]
+        assert min((own.max() - own.min()).max() for own in rows) > 0.1
+    first = rows[0]["E6"]  # in layer 2 of the lesson's model
+    assert first["arithmetic"] > 0.3 and first.drop("arithmetic").max() < 0.1
+    assert rows[0]["E4"].min() > 0.25
 
 
 def shares_of(table: pd.DataFrame) -> pd.DataFrame:
