@@ -25,17 +25,16 @@ KINDS = {"one text": ("o", 0), "full load": ("s", 3), "training": ("D", 4)}  # m
 
 
 def plot_step_parts(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw where the time of a step goes, by `analysis.step_parts`: bars in times of the step of the last model."""
-    base, last = frame.groupby("batch")["whole"].transform("last"), frame.model.iloc[-1]
+    """Draw where the time of a step goes, by `analysis.step_parts`: bars in milliseconds."""
     rows = frame.batch.rank(method="dense").astype(int) - 1 + np.arange(len(frame))  # a gap after each batch
     ax = LessonFigure(9, 1.1 + 0.27 * rows.max()).add_subplot() if ax is None else ax
-    dress(ax, "Time of a decoding step, by part", f"time, in steps of '{last}'")
-    left = 0 * base
+    dress(ax, "Time of a decoding step, by part", "milliseconds")
+    left = 0 * frame.whole
     for part, color in PART_COLORS.items():
-        ax.barh(rows, frame[part] / base, 0.8, left, color=color, label=part)
-        left += frame[part] / base
-    ax.vlines(frame.promise / base, rows - 0.5, rows + 0.5, LIGHT.foreground, lw=2.4, label=LOADING)
-    for row, end, whole, missed in zip(rows, np.maximum(left, frame.promise / base), frame.whole, frame.missed):
+        ax.barh(rows, frame[part], 0.8, left, color=color, label=part)
+        left += frame[part]
+    ax.vlines(frame.promise, rows - 0.5, rows + 0.5, LIGHT.foreground, lw=2.4, label=LOADING)
+    for row, end, whole, missed in zip(rows, np.maximum(left, frame.promise), frame.whole, frame.missed):
         off = f", its parts are {missed:+.0%}" if abs(missed) > MISSED else ""
         annotate(ax, f"{whole:.3g} ms{off}", (end, row), (5, 0))
     ax.set_yticks(rows, [f"B = {batch}: {model}" for batch, model in zip(frame.batch, frame.model)])
@@ -71,23 +70,29 @@ def speedup_panel(
 ) -> Panel:  # fmt: skip
     """Draw the speedup of a mixture over dense models 1 to `top` times as wide as its active part: colours, and lines
     at `LEVELS`. found: at batch sizes from 1 to 4,096, evenly spaced in their logarithm. heat: the rest of the mark,
-    see `Heat`. marks: over it. points: (width, batch size, speedup) as measured. more: of the panel."""
-    z = np.log2(found.at(np.linspace(1, top, len(found.moe)))).astype("f4")  # (rows, columns)
+    see `Heat`. marks: over it. points: (width, batch size, speedup) as measured; at the edges they have room. more: of
+    the panel."""
+    room = 0.02 * top * bool(points)
+    low, high = 1 - room, top + room
+    z = np.log2(found.at(np.linspace(low, high, len(found.moe)))).astype("f4")  # (rows, columns)
+    x, y = np.array([point[0] for point in points]), np.log2([point[1] for point in points])
+    beside = np.where(x < 0.95 * top, 0.012, -0.055) * top  # right of a point, or left
+    said = np.column_stack([x + beside, y.clip(0.2)])
     contours, rows = np.array([found.widths(level) for level in LEVELS]), np.linspace(0, LAST, len(found.moe))
     labels = []
     for level, line in zip(LEVELS, contours):
         for row in {3, len(line) - 2, int(line.argmax())}:  # bottom, top, and the tip of the valley
+            if len(said) and (np.abs(said - (line[row], rows[row])) < (0.06 * top, 0.5)).all(axis=1).any():
+                row = min(row + 4, len(line) - 2)  # not on a measured number
             place = line[row] + 0.006 * top, rows[row]
             near = any(abs(x - place[0]) < 0.055 * top and abs(y - place[1]) < 0.5 for (x, y), _ in labels)
             if 1 + 0.01 * top < line[row] < 0.95 * top and not near:
                 labels.append((place, f"{level:g}"))
     drawn = [Heat(z, 4.0, contours.astype("f4"), LEVELS.index(1), **heat), *marks, _texts(labels)]
     if points:
-        x, y = np.array([point[0] for point in points]), np.log2([point[1] for point in points])
-        right = np.where(x < 0.95 * top, 0.012, -0.055) * top  # of a point
-        said = [((place, up), f"{speedup:.2g}") for place, up, (*_, speedup) in zip(x + right, y.clip(0.2), points)]
-        drawn += [Points(x, y), _texts(said, strong=True)]
-    x = Axis(1, top, "FFN width of the dense model, × the active width of the MoE")
+        texts = [(tuple(place), f"{speedup:.2g}") for place, (*_, speedup) in zip(said, points)]
+        drawn += [Points(x, y), _texts(texts, strong=True)]
+    x = Axis(low, high, "FFN width of the dense model, × the active width of the MoE")
     y = Axis(0, LAST, "batch size", [(n, f"{2**n:,}") for n in range(LAST + 1)])
     return Panel("Speedup of the MoE over a dense model (thick line: 1)", drawn, x, y, **more)
 
@@ -149,5 +154,6 @@ def stream_panel(streams: Mapping[str, Stream], seconds: float) -> Panel:
     mark = Boxes(np.array(places), texts, fills, experts, [-1] * len(boxes), says, strong=True)
     end = 1.3 * max(x + w / 2 for x, _, w, _ in places)  # room for the last words, on a phone too
     axes = Axis(0, float(end), "milliseconds to load a box"), Axis(3 * len(streams) - 1.5, -0.6, ticks=ticks)
-    title = f"Weights in memory, after {1000 * seconds:.3g} ms (full: loaded in this step; grey: attention and other)"
+    says = "a step loads the coloured boxes (grey: attention and other)"
+    title = f"Weights in memory, after {1000 * seconds:.3g} ms: {says}"
     return Panel(title, [mark], *axes, width=12, height=260)

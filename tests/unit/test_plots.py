@@ -223,13 +223,13 @@ def test_loss_against_the_learning_rate_and_the_best_one_without_rates_at_which_
     np.testing.assert_allclose(rings, [(0.001, 2.05) if bad else (0.01, 1.05), (0.01, 1.25)])
 
 
-def test_the_parts_of_a_step_in_times_of_the_last_model_and_published_speeds_beside_what_was_promised():
+def test_the_parts_of_a_step_in_milliseconds_and_published_speeds_beside_what_was_promised():
     rows = [(1, "MoE", 3, 3, 4, 5, 15, 0.0, 1), (1, "dense", 4, 2, 2, 2, 10, 0.07, 2)]
     frame = pd.DataFrame(rows, columns=["batch", "model", *PARTS, "whole", "missed", "promise"])
     ax = speeds.plot_step_parts(frame)
     ends = [bar.get_x() + bar.get_width() for bar in ax.patches]
-    np.testing.assert_allclose(ends, [0.3, 0.4, 0.6, 0.6, 1, 0.8, 1.5, 1])  # part by part
-    assert [line[0, 0] for line in ax.collections[0].get_segments()] == [0.1, 0.2]
+    np.testing.assert_allclose(ends, [3, 4, 6, 6, 10, 8, 15, 10])  # part by part
+    assert [line[0, 0] for line in ax.collections[0].get_segments()] == [1, 2]
     assert [text.get_text() for text in ax.texts] == ["15 ms", "10 ms, its parts are +7%"]
     ax = speeds.plot_published_speeds(others := published_speeds())
     had = np.concatenate([lines(ax)[kind][:, 0] for kind in ("batch size 1", "full load", "training")])
