@@ -82,6 +82,8 @@ def test_the_best_dense_model_takes_more_flops(ends):
              for experts in (4, 8, 16, 32) for steps in (2000, 3000, 6000)}  # fmt: skip
     assert 2.3 < times[16, 3000].low and times[16, 3000].high < 3.3 and 2.5 < times[16, 3000].width < 3
     assert 3.5 < times[32, 2000].low and times[32, 2000].high < 4.5 and 3.5 < times[32, 3000].width < 4
+    other = [times_the_cost(ends, MIXTURE, steps).width for steps in (1500, 2000, 6000)]
+    assert (round(min(other), 1), round(max(other), 1)) == (2.1, 2.6)
     assert times[16, 2000].low > 2 and times[16, 6000].low > 1.8 and times[8, 6000].low > 1.3
     assert times[4, 2000].high < 1.5 and times[4, 6000].high < 1
     short = ends[(ends.steps == 2000) & ends.width.gt(64)].groupby("width")[["known", "flops"]].mean()  # wider ones
@@ -217,6 +219,8 @@ def test_the_mixture_tolerates_a_high_rate_less():
     loss = tolerance.pivot(index="seed", columns=["model", "lr"], values="loss")
     behind = loss["MoE, E=8"] - loss[ACTIVE]  # (3 seeds, 5 rates)
     assert behind[0.005].max() < -0.01 and behind[0.02].min() > 0.05
+    best = tolerance.groupby(["model", "lr"]).loss.mean().unstack().idxmin(axis=1)
+    assert best["MoE, E=8"] == best[ACTIVE] == tolerance.lr.min() == 0.005 < best[TOTAL]
     factor = {model: loss[model][0.02] / loss[model].min(axis=1) for model in ("MoE, E=8", ACTIVE, TOTAL)}
     assert (factor["MoE, E=8"] - factor[ACTIVE]).min() > 0.15 and (factor[ACTIVE] - factor[TOTAL]).min() > 0.1
     assert not tolerance.diverged.any() and not load_results("capacity").diverged.any()
