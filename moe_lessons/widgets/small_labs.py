@@ -47,7 +47,7 @@ FACTS_LAB = Spec(
     display=("x_axis",),
     stops={"num_experts": (2, 4, 8, 16, 32), "lr": (0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.03)},
     same=("num_entries",),
-    first_x=250,
+    first_x=100,
     has_chips=False,
 )
 

@@ -65,6 +65,8 @@ def test_the_mixture_holds_a_book_that_is_too_large_for_its_baseline(ends):
     known, longer = known_at(ends, 6000), ends[ends.steps == 24_000]
     assert known[MIXTURE].min() > 97 and 9 < known[ACTIVE].min() and known[ACTIVE].max() < 16
     before = known_at(ends, 3000).mean()
+    middle = load_results("book_8000_6000").query("step == 3000 and seed == 1").set_index("model").known
+    assert 0.65 < middle[MIXTURE] / 8000 < 0.72 and 0.45 < middle[AS_GOOD] / 8000 < 0.52  # of the run that is shown
     assert abs(before[MIXTURE] - 78) < 1 and abs(before[AS_GOOD] - 63) < 1
     assert known[TOTAL].min() > 99.9 and (known[AS_GOOD] - known[MIXTURE]).abs().max() < 2
     assert set(longer.model) == {ACTIVE} and 20 < longer.known.min() and longer.known.max() < 25
