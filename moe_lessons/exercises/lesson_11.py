@@ -52,7 +52,7 @@ def as_computed(x: Tensor, chosen: Tensor, weights: Tensor, experts: list) -> tu
 
 
 ALL_TO_ALL_MISTAKES = [
-    (dealt, "You assigned the experts in turn, e % N. They stand in blocks: expert e is on rank e // (E / N)."),
+    (dealt, "You assigned the experts in turn, e % N. They are in blocks: expert e is on rank e // (E / N)."),
     (without_own,
      "A rank's own tokens are missing in what it receives. They need not travel, but its experts process them, too."),
     (sent, "You counted the rows that each rank sends. Count those that it receives."),

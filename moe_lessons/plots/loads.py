@@ -104,7 +104,7 @@ def plot_exchange(traffic: Mapping[str, Tensor], even: float | None = None) -> A
     places = drawn.subplots(1, len(rows), squeeze=False)[0]
     for ax, (name, matrix) in zip(places, rows.items()):
         ranks, received, share = np.arange(len(matrix)), matrix.sum(axis=0), matrix * len(matrix) / mean[name]
-        busiest = f"busiest rank {received.max() / mean[name]:.3g} × {'uniform' if even else 'the mean'}"
+        busiest = f"busiest rank {received.max() / mean[name]:.2g} × {'uniform' if even else 'the mean'}"
         dress(ax, f"{name}: {busiest}", "to rank", "from rank")
         mesh = two_ways(ax, [np.arange(len(matrix) + 1)] * 2, share, 1, most)
         for sender, receiver in np.ndindex(matrix.shape):
@@ -120,17 +120,19 @@ def plot_exchange(traffic: Mapping[str, Tensor], even: float | None = None) -> A
     return ax
 
 
-# How a layer stands on two devices: the experts of each, which part of each block it has, and what travels
+# How a layer stands on two devices: the experts of each, which part of each block it has, what it has, what travels
+OWN, COPIES = "its own sequences", "gradients of the copies, once per step"
+SUMS = "partial sums (all-reduce), in each layer"
 PARALLEL = {
-    "data parallel": ((0, 1, 2, 3), (0, 1, 2, 3), 1, "the whole model, its own sequences", "gradients, once per step"),
-    "tensor parallel": ((0, 1, 2, 3), (0, 1, 2, 3), 0.5, "half of every matrix, all sequences", "sums, in each layer"),
-    "expert parallel": ((0, 1), (2, 3), 1, "half of the experts, its own sequences", "rows, twice in each layer"),
+    "data parallel": ((0, 1, 2, 3), (0, 1, 2, 3), 1, f"the whole model, {OWN}", "gradients, once per step"),
+    "tensor parallel": ((0, 1, 2, 3), (0, 1, 2, 3), 0.5, "half of every matrix, all sequences", SUMS),
+    "expert parallel": ((0, 1), (2, 3), 1, f"half of the experts, {OWN}", f"rows, twice in each layer;\n{COPIES}"),
 }  # fmt: skip
 
 
 def plot_parallel() -> Figure:
     """Draw a layer of four experts on two devices, shared in three ways; under each what a device has, what travels."""
-    figure = LessonFigure(10.2, 3.3)
+    figure = LessonFigure(10.2, 3.5)
     for ax, (name, (*experts, part, has, travels)) in zip(figure.subplots(1, 3), PARALLEL.items()):
         dress(ax, name).axis("off")
         for device, own in enumerate(experts):
@@ -145,6 +147,6 @@ def plot_parallel() -> Figure:
                 annotate(ax, text, (x + wide / 2, y + high / 2), ha="center", color=ink_on(color))
         arrow = {"arrowstyle": "<->", "color": LIGHT.foreground, "lw": 1.6}
         ax.annotate("", (1.27, 0.5), (0.98, 0.5), arrowprops=arrow)
-        annotate(ax, f"a device holds {has}\nsent: {travels}", (1.125, -0.16), ha="center")
-        ax.set(xlim=(-0.05, 2.3), ylim=(-0.3, 1.15))
+        annotate(ax, f"a device holds {has}\nsent: {travels}", (1.125, -0.08), ha="center", va="top")
+        ax.set(xlim=(-0.05, 2.3), ylim=(-0.4, 1.15))
     return figure

@@ -101,7 +101,8 @@ def test_copies_cool_hot_experts():
         own = replicate(rows, slots)
         busiest[slots] = [(each / own).max().item() * slots / each.sum().item() for each in (rows, others)]
     assert 7.4 < busiest[64][0] < 7.6 and 2.7 < busiest[72][0] < 2.9 and 1.5 < busiest[96][0] < 1.7
-    assert 4.4 < busiest[64][1] < 4.6 and 5 < busiest[72][1] < 5.2 and busiest[96][1] > 3.3
+    assert 4.4 < busiest[64][1] < 4.6 and 5 < busiest[72][1] < 5.2 and 5.5 < busiest[80][1] < 5.7
+    assert 3.3 < busiest[96][1] < busiest[64][1]
 
 
 @pytest.mark.claim("more-devices-lower-the-latency")
