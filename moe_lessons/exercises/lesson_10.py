@@ -4,7 +4,12 @@ from moe_lessons.exercises.exercise import exercise
 
 
 def my_finer_experts(num_experts, top_k, d_ff, times):
-    return num_experts * times, top_k * times, d_ff // times, times**0.5  # a mean of `times` as many is √times shorter
+    return (
+        num_experts * times,
+        top_k * times,
+        d_ff // times,
+        times**0.5,
+    )  # the norm of a mean of `times` as many is √times smaller
 
 
 FINER_MISTAKES = [
@@ -13,11 +18,11 @@ FINER_MISTAKES = [
     (lambda e, k, f, n: (e * n, k * n, f, n**0.5),
      "These experts are as wide as before, so a token costs more FLOPs. Each must be narrower."),
     (lambda e, k, f, n: (e * n, k * n, f // n, 1),
-     "Sizes are right. But a mean of more outputs is shorter: by which factor?"),
+     "Sizes are right. But a mean of more outputs has a smaller norm: by which factor?"),
     (lambda e, k, f, n: (e * n, k * n, f // n, n),
      "Sizes are right. Your factor is for outputs that cancel each other; unrelated ones cancel only in part."),
     (lambda e, k, f, n: (e * n, k * n, f // n, n**-0.5),
-     "Sizes are right. Your factor is how much shorter the mean is: what makes up for it?"),
+     "Sizes are right. Your factor is how much smaller the norm is: what makes up for it?"),
 ]  # fmt: skip
 
 

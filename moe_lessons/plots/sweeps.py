@@ -92,7 +92,7 @@ def gain_curves(results: pd.DataFrame, base: str) -> Axes:
         mean, half = interval(loss[base] - loss[name])
         marks.append(Line(loss.index, mean, name, ink, low=mean - half, high=mean + half))
     low, high = 1.1 * min(np.min(mark.low) for mark in marks), 1.1 * max(np.max(mark.high) for mark in marks)
-    axes = Axis(0, float(loss.index[-1]), "step"), Axis(low, high, "nats per byte better")
+    axes = Axis(0, float(loss.index[-1]), "step"), Axis(low, high, "gain, nats per byte (95 % interval)")
     return plot(Panel(f"Against '{base}' of the same seed", [*marks, Rule(y=0)], *axes), width=7.6, height=3.6)
 
 

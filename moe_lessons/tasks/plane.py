@@ -109,7 +109,7 @@ def read_points(points: str) -> tuple[Tensor, Tensor]:
     than `MOST_POINTS`.
 
     >>> read_points("3xy7")
-    (tensor([[-0.9300,  0.0500]]), tensor([3]))
+    (tensor([[-0.4800,  0.1100]]), tensor([4]))
     """
     is_read = isinstance(points, str) and re.fullmatch("([0-9a-z]{4})*", points)
     codes = [int(points[i : i + 4], 36) for i in range(0, len(points), 4)] if is_read else [math.inf]

@@ -17,7 +17,7 @@ WATCH = """() => {
 @pytest.mark.slow
 def test_after_run_all_the_first_view_is_seen_training_and_nothing_answers_a_prediction(lab, open_notebook, view_of):
     lesson = open_notebook("00_welcome.ipynb")
-    page, note = lesson.page, lesson.page.locator("p", has_text="The bands on the right say how the")
+    page, note = lesson.page, lesson.page.locator("p", has_text="The bands show the share of tokens")
     page.evaluate("jupyterapp.commands.execute('editmenu:clear-all')")
     page.evaluate(WATCH)
     lesson.run_all()

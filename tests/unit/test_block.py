@@ -58,7 +58,7 @@ def test_the_numbers_are_those_of_the_routing(num_experts, top_k, divided):
         chosen = dict(zip(routing.topk_indices[token].tolist(), routing.topk_weights[token].tolist()))
         assert values(panel, "router logit") == pytest.approx(routing.router_logits[token].tolist(), abs=near)
         assert values(panel, "weight") == pytest.approx([chosen.get(e, 0) for e in range(num_experts)], abs=0.0051)
-        experts = [box for box in boxes(panel, 2) if re.match(r"E\d+( · idle)?$", box.texts) and box.places[2]]
+        experts = [box for box in boxes(panel, 2) if re.match(r"E\d+( · unused)?$", box.texts) and box.places[2]]
         for drawn in (experts, row(panel, "weight")):
             assert [box.fill for box in drawn] == [EXPERT if e in chosen else GREY for e in range(num_experts)]
         (total,) = [text for text in texts(panel) if text.startswith("y = ")]
