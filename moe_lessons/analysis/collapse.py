@@ -17,8 +17,12 @@ from moe_lessons.training.knobs import KNOBS
 
 NUM_POINTS = 2048  # whose gradients are taken
 PRACTICE = 500_009  # a part of its seed: the run itself sees other points
-# what learns, and the part of the block that stands still meanwhile
-LEARNS = {"all": None, "experts only": "router", "router only": "experts"}
+# what learns, and the parts of the model that stand still meanwhile
+LEARNS = {
+    "all": (),
+    "router only": ("block.experts", "embed", "head"),
+    "all but the router": ("block.router",),
+}
 READ_POINTS = 512  # held out, for each seed: what a reading is taken on
 RECENT = 20  # steps over which what a step shows is averaged: one batch alone flickers
 
@@ -50,14 +54,18 @@ def keep_norms(run: WatchedRun, routings: list) -> None:
 
 
 def watched_run(setting: PlaneSetting, seed: int = 0, learns: str = "all", device="cpu") -> WatchedRun:
-    """Make the mixture of `training.plane_runs`, watched. `learns`: a name of `LEARNS`; the other part stands still."""
-    still = LEARNS[check_choice("learns", learns, LEARNS)]
+    """Make the mixture of `training.plane_runs`, watched. `learns`: as in `let_learn`."""
     model, task = plane_model(setting, seed, device=device)
-    if still:
-        getattr(model.block, still).requires_grad_(False)
+    let_learn(model, learns)
     run = WatchedRun(model, task, lr=setting.lr, seed=seed)
     run.knobs.take(setting)
     return run
+
+
+def let_learn(model: nn.Module, learns: str) -> None:
+    """Freeze what does not learn of a `PlaneClassifier`, or of a band's model. `learns`: a name of `LEARNS`."""
+    for part in LEARNS[check_choice("learns", learns, LEARNS)]:
+        model.get_submodule(part).requires_grad_(False)
 
 
 def gradient_norms(weights: Iterable[Tensor]) -> Tensor:
@@ -102,13 +110,6 @@ def practised_band(setting: PlaneSetting, seed: int = 0, steps: int = 20) -> See
             for name, own in run.model.block.experts.named_parameters():  # each (E, ...)
                 weights[name].view(-1, *own.shape)[expert + 1].copy_(own)
     return band
-
-
-@torch.no_grad()
-def make_alike(experts: nn.Module) -> None:
-    """Make every expert a copy of expert 0."""
-    for weight in experts.parameters():
-        weight.copy_(weight[0].clone())
 
 
 def band_of(setting: PlaneSetting, divided: bool, seeds: Sequence[int], device="cpu") -> SeedBand:
