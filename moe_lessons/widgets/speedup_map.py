@@ -160,7 +160,8 @@ class SpeedupMap(Picture):
         if found:
             ends = [min(max(end, 1), found.family[1]) for end in (found.width, found.low, found.high)]
             name = f"quality-matched width, {self.inputs['task'].value}: {found}"
-            marks += [Rule(ends[0], name=name), *(Rule(end, kind="even") for end in ends[1:])]
+            marks += [Rule(ends[0], name=name), Rule(ends[1], kind="even", name="lowest and highest seed")]
+            marks.append(Rule(ends[2], kind="even"))
         if texts is not None and 1 <= texts < 2**LAST:
             marks.append(Rule(y=float(np.log2(texts)), kind="limit", name=f"memory is full: {texts:,} sequences"))
         if points := self.published():
@@ -204,10 +205,11 @@ class SpeedupMap(Picture):
     def table(self) -> Table:
         """Compare both models at the place: time, bytes, FLOPs, and each part with what bounds it."""
         both = self.costs(self.width, self.batch)
+        work = [sum(flops for _, flops in costs.values()) for costs in both]
         rows: dict[str, list[str]] = {
             "least time of a step": [say_seconds(seconds(costs, self.roof)) for costs in both],
             "bytes loaded": [size_words(sum(read for read, _ in costs.values())) for costs in both],
-            "FLOPs": [short_number(sum(flops for _, flops in costs.values())) for costs in both],
+            "FLOPs": [f"{short_number(n)}FLOP".replace(" B", " G") for n in work],
         }
         for part in both[0]:
             times = [part_seconds(costs, self.roof)[part] for costs in both]
@@ -222,7 +224,8 @@ class SpeedupMap(Picture):
         moe, dense = self.costs(width, batch)
         speedup, touched = seconds(dense, self.roof) / seconds(moe, self.roof), union_law(E, K, batch)
         kinds = bound(moe[EXPERTS], self.roof), bound(dense[FFN], self.roof)
-        loads = f"the MoE loads {touched:.3g} of {E} experts, the dense model an FFN as large as {width * K:.3g}"
+        wide = f"an FFN as large as {width * K:.3g} experts"
+        loads = f"the MoE loads {touched:.3g} of {E} experts, the dense model {wide}"
         why = {
             ("memory", "memory"): f"Both are memory-bound: {loads}",
             ("memory", "compute"): f"The dense FFN is compute-bound, the MoE memory-bound: {loads}",

@@ -137,7 +137,7 @@ def test_the_map_the_table_and_the_words_say_the_same_place(view):
     again = eval(repr(view), globals())
     assert repr(again) == repr(view) and again.sentence() == view.sentence()
     assert "at batch size 1: an MoE of 16 experts, top-2, has a speedup of 3.35 over" in view.sentence()
-    assert "memory-bound: the MoE loads 2 of 16 experts, the dense model an FFN as large as 8" in view.sentence()
+    assert "the MoE loads 2 of 16 experts, the dense model an FFN as large as 8 experts" in view.sentence()
     heat, points = mark(view, Heat), mark(view, Points)
     assert heat.z.shape == (49, 49) and points.x.tolist() == [1, 8] and points.y.tolist() == [0, 8]
     assert "roofline is off by a factor of" in view.panels()[0].caption
