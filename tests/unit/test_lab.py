@@ -111,7 +111,8 @@ async def test_what_is_of_the_structure_starts_afresh_and_reset_does_so_too(name
         old, widget = lab.main_run, lab.inputs[control]
         stops = (3,) if isinstance(widget, W.BoundedIntText) else lab.stops(control, lab.state.values)
         others = [stop[-1] if isinstance(stop, tuple) else stop for stop in stops if stop != widget.value]
-        widget.value = value = ("greek",) if control == "domains" else others[:2][-1]
+        free = {"domains": ("greek",), "points": "3xy7"}  # where nothing is chosen from a list
+        widget.value = value = free[control] if control in free else others[:2][-1]
         await settled()
         assert lab.step == 0 and lab.state.values[control] == value and lab.state.changes == []
         assert lab.state.ghost is (None if control in lab.spec.same else old)  # another task is not comparable
