@@ -231,11 +231,11 @@ def test_accuracy_has_an_inner_maximum():
     for coefficient in (0.1, 0.3, 1.0):
         assert gains[coefficient].mean() > 0.03, coefficient
     assert gains[0.3].mean() > 2 * gains[0.3].std(ddof=1) / len(MOST) ** 0.5  # beyond the spread of the seeds
-    assert gains[10.0].mean() < 0.02 and (gains[0.3] - gains[10.0]).mean() > 0.04
+    assert gains[10.0].mean() < 0 and (gains[0.3] - gains[10.0]).mean() > 0.04
     stored = load_plane_sweep("coefficients").pivot(index=["step", "seed"], columns="router_aux_loss_coef")
     for step in (200, 600):  # what the lesson draws, and later
         drawn = stored.accuracy.loc[step].mean() - stored.accuracy.loc[step][0.0].mean()
-        assert drawn[[0.1, 0.3, 1.0]].min() > 0.03 and drawn[10.0] < 0.02 and drawn[0.3] - drawn[10.0] > 0.04
+        assert drawn[[0.1, 0.3, 1.0]].min() > 0.03 and drawn[10.0] < 0 and drawn[0.3] - drawn[10.0] > 0.04
         busiest = stored.max_over_mean.loc[step].mean()
         assert busiest[0.0] > busiest[0.03] + 0.2 and busiest[0.03] > busiest[0.1] + 0.1 and busiest[0.1] > busiest[1.0]
         assert stored.dead.loc[step].mean()[1.0] < 0.4
@@ -271,7 +271,7 @@ def test_the_auxiliary_loss_and_the_bias_cure_the_others_do_not():
         assert dead(cured(remedy_setting(name, **fields))).mean() > 1.2, name
     for std in (1.0, 5.0):  # and after the noise, too
         rescued = on(cured(replace(COLLAPSE, noise_std=std)).branch(replace(COLLAPSE, router_aux_loss_coef=FIRM)), 100)
-        assert dead(rescued).mean() < 1.3, std
+        assert dead(rescued).mean() < 0.7, std
 
 
 def language_run(text: TextTask, router: str, seed: int) -> Run:
@@ -322,6 +322,6 @@ def test_a_language_model_collapses_and_is_cured_alike(seed):
     assert min(dead["nothing"], dead["noise"]) > 32 / 3
     for name in ("auxiliary loss", "bias update", "too much"):  # most are back
         assert dead[name] < dead["nothing"] / 2, name
-    losses = {name: np.mean([record.loss for record in run.records[-20:]]) for name, run in runs.items()}
-    assert losses["auxiliary loss"] > losses["nothing"] - 0.05
-    assert losses["too much"] > losses["auxiliary loss"] + 0.05
+    losses = {name: run.evaluate(48)["loss"] for name, run in runs.items()}  # on held-out text
+    assert 0.03 < losses["auxiliary loss"] - losses["nothing"] < 0.25  # seeds 0 to 2: .08, .14, .22
+    assert losses["too much"] > losses["auxiliary loss"] + 0.1
