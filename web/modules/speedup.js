@@ -98,8 +98,14 @@ export function panelOf(own, values) {
   const found = K === 2 && own.widths[values.task]?.[E];
   const rule = (x, style, name = "") => ({ mark: "Rule", x, kind: style, name });
   const named = found && `quality-matched width, ${values.task}: ${found[3]}`;
-  if (found)
-    panel.marks.push(rule(found[0], "dash", named), ...found.slice(1, 3).map((x) => rule(x, "even")));
+  if (found) {
+    const [width, low, high] = found;
+    panel.marks.push(
+      rule(width, "dash", named),
+      rule(low, "even", "lowest and highest seed"),
+      rule(high, "even"),
+    );
+  }
   const arrays = {
     [heat.z.slot]: ["f4", [ROWS, ROWS], z],
     [heat.contours.slot]: ["f4", [lines.length, ROWS], lines.flat()],
