@@ -139,7 +139,7 @@ def recipe(text: str, expert: int, says: str) -> tuple[str, str]:
     if expert >= 0:
         logit, weight = f"{{logits {expert}}}", f"{{weights {expert}}}"
         rows = {"router logit": (logit, logit), "logit after the mask": (logit, "−∞"), "weight": (weight, "0")}
-        return rows.get(says, (f"E{expert}", f"E{expert} · idle"))
+        return rows.get(says, (f"E{expert}", f"E{expert} · unused"))
     if text.startswith(("x = ", "y = ")):
         count = itertools.count()
         text = re.sub(r"(?<=[( ])−?[\d.]+(?=, )", lambda _: f"{{{text[0]} {next(count)}}}", text)
