@@ -40,7 +40,7 @@ class Player(Picture):
         for moved in (slider, *controls):
             moved.observe(lambda _: self.show(), "value")
         for row in controls:  # made for a column; in a bar they have no width of their own
-            row.layout.width, row.style.description_width = "320px", "100px"
+            row.layout.width, row.style.description_width = "400px", "170px"
         bar = [W.HTML(f'<span class="moe-title">{title}</span>'), self.button, slider, *controls]
         super().__init__(rows=[W.Box(bar).add_class("moe-bar")])
 

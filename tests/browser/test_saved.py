@@ -20,7 +20,7 @@ CELLS = (
     "CostCalculator()",
     "Interview()",
     "left.compare('some')",
-    "from moe_lessons.exercises import token_weights\ntoken_weights.check()",
+    "from moe_lessons.exercises import masked_weights\nmasked_weights.check()",
 )
 VIEWS = range(1, len(CELLS))
 
@@ -84,7 +84,7 @@ def test_it_is_seen_again_and_after_what_was_run_since(lab, open_notebook, view_
     words = "".join(data[2]["text/markdown"])
     assert "- some **← your answer**" in words and LINE in words and "- all\n" in words
     words = "".join(data[4]["text/markdown"])
-    assert re.search("- 0 .*your answer.*Not so. It was not chosen", words, re.DOTALL)
+    assert re.search("- 0.*your answer.*Not so. It was not chosen", words, re.DOTALL)
     with still_of(data[1]) as still:
         assert still.width > 600 and (0, 114, 178) in {color[:3] for _, color in still.getcolors(10**6)}
     for round in ("the next day", "after a part was run again and all was saved"):
