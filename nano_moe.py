@@ -2,7 +2,10 @@
 
     python nano_moe.py                                    some two minutes on two cores: Python's own help pages
     python nano_moe.py FILE --experts 16 --top-k 2        a text of your own
-    python nano_moe.py FILE --device cuda --d-model 512 --layers 8 --context 256 --batch-size 64 --steps 5000
+    python nano_moe.py FILE --experts 1 --top-k 1 --d-ff 128    the dense model with the same active width
+    python nano_moe.py FILE --device cuda --d-model 512 --d-ff 512 --layers 8 --context 256 --lr 1e-3 --steps 5000
+
+It needs PyTorch 2.4 or newer, and nothing else.
 
 It is a decoder-only transformer in the style of Mixtral (arXiv:2401.04088), and its tokens are bytes. What makes it an
 MoE stands in three places: `MoE` (router, top-k, experts, weighted sum), `load_balancing_loss`, and the one line of
@@ -70,7 +73,7 @@ class MoE(nn.Module):
         tokens = x.flatten(0, -2)  # (T, D)
         probs = self.router(tokens).softmax(dim=-1)  # (T, E) the router scores every expert for every token
         weight, chosen = probs.topk(self.top_k, dim=-1)  # (T, K) and only the K best will work
-        if self.top_k > 1:  # as Mixtral; for K = 1 it would always be 1, and the router had no gradient (Switch)
+        if self.top_k > 1:  # as Mixtral; with K = 1 it would be 1, without a gradient from the cross-entropy (Switch)
             weight = weight / weight.sum(dim=-1, keepdim=True)
         y = torch.zeros_like(tokens)
         for e, (gate_up, down) in enumerate(zip(self.experts["gate_up_proj"], self.experts["down_proj"])):
@@ -128,7 +131,7 @@ def load(probs, chosen):
 
 
 def load_balancing_loss(probs, chosen):
-    """The auxiliary loss of Switch Transformer (arXiv:2101.03961, eq. 4): E · Σ_e f_e · P_e; 1 where the load is even.
+    """The auxiliary loss of Switch Transformer (arXiv:2101.03961, eq. 4): E · Σ_e f_e · P_e; 1 at uniform load.
 
     f_e is the load, P_e the mean probability of expert e. Only P has a gradient: it lowers the scores of experts in
     the measure of their load. Without it some experts win early, learn more, and win more: the others starve."""
@@ -139,8 +142,8 @@ def load_balancing_loss(probs, chosen):
 
 
 def read_text(path):
-    """The bytes of a file, or of Python's help pages: there a paragraph that stands twice is kept once, so that what is
-    held out is new."""
+    """The bytes of a file, or of Python's help pages, which differ by version: ASCII alone, each paragraph once, so
+    that what is held out is new."""
     if path is not None:
         return Path(path).read_bytes()
     from pydoc_data.topics import topics
@@ -157,7 +160,7 @@ def draw_batch(text, batch_size, context, device, generator):
 
 
 def cross_entropy(logits, targets):
-    """The loss in nats for a byte; to guess among all 256 costs ln 256 = 5.5."""
+    """The loss in nats per byte (bits: divide by ln 2). A uniform guess costs ln 256 = 5.5."""
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
@@ -183,14 +186,14 @@ def sample(model, prompt, args, temperature=0.7):
 
 
 def train(model, text, held_out, args):
-    """AdamW with warm-up and a cosine, on batches drawn at random."""
+    """AdamW with warm-up and a cosine, on batches drawn at random; weight decay on everything, for brevity."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.1, betas=(0.9, 0.95))
     generator, warmup, start, done = torch.Generator().manual_seed(args.seed), 20, time.perf_counter(), 0
     for step in range(1, args.steps + 1):
         x, y = draw_batch(text, args.batch_size, args.context, args.device, generator)
         logits, routings = model(x)
         loss = cross_entropy(logits, y)
-        balance = sum(load_balancing_loss(*routing) for routing in routings)  # layer by layer, never pooled
+        balance = sum(load_balancing_loss(*routing) for routing in routings)  # one for each layer, summed
         optimizer.zero_grad()
         (loss + args.aux_loss * balance).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
