@@ -99,10 +99,9 @@ def test_copies_cool_hot_experts():
     busiest = {}
     for slots in (64, 72, 80, 96):
         own = replicate(rows, slots)
-        busiest[slots] = [(each / own).max().item() * slots / each.sum().item() for each in (rows, others)]
-    assert 7.4 < busiest[64][0] < 7.6 and 2.7 < busiest[72][0] < 2.9 and 1.5 < busiest[96][0] < 1.7
-    assert 4.4 < busiest[64][1] < 4.6 and 5 < busiest[72][1] < 5.2 and 5.5 < busiest[80][1] < 5.7
-    assert 3.3 < busiest[96][1] < busiest[64][1]
+        busiest[slots] = [((each / own).max() / each.mean()).item() for each in (rows, others)]
+    assert 7.4 < busiest[64][0] < 7.6 and 2.4 < busiest[72][0] < 2.6 and 1 < busiest[96][0] < 1.2
+    assert all(4.4 < busiest[slots][1] < 4.6 for slots in (64, 72, 80)) and 2.1 < busiest[96][1] < 2.4
 
 
 @pytest.mark.claim("more-devices-lower-the-latency")
