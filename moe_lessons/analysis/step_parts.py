@@ -38,7 +38,7 @@ class Stopwatch:
         finish(self.device)
         return self.clock()
 
-    def turn(self, begins: str | None = None, *_) -> None:
+    def turn(self, begins: str | None = None) -> None:
         """Begin a part, or end the one that began last."""
         self.spent[self.open[-1]] += self.now() - self.since
         self.open.append(begins) if begins else self.open.pop()

@@ -83,8 +83,8 @@ def real_routing() -> dict[str, dict[int, pd.DataFrame]]:
 def routing_counts(trace: pd.DataFrame) -> dict[int, pd.DataFrame]:
     """Count the assignments of a trace as `real_routing` has them: layer -> domains (rows) and experts (columns)."""
     counts = {}
-    for layer, own in _assignments(trace):
-        columns = range(trace["num_experts"].max())
+    columns = range(trace["num_experts"].max())
+    for layer, own in _assignments(trace, "layer", "domain").groupby("layer"):
         counts[layer] = pd.crosstab(own["domain"], own["expert"]).reindex(columns=columns, fill_value=0)
     return counts
 
@@ -92,8 +92,8 @@ def routing_counts(trace: pd.DataFrame) -> dict[int, pd.DataFrame]:
 def known_shares(trace: pd.DataFrame) -> pd.DataFrame:
     """Say in each layer (a row) which share of what there is to know an expert tells: of the token, here its byte, of
     the token given its domain, of the domain, and of the domain given the token. See `known_share`."""
-    top_k, rows = trace.filter(regex=r"^expert\d").shape[1], {}
-    for layer, own in _assignments(trace):
+    top_k, rows = len(_experts(trace)), {}
+    for layer, own in _assignments(trace, "layer", "byte", "domain").groupby("layer"):
         token, domain, expert = own["byte"], own["domain"], own["expert"]
         asked = (token, expert), (token, expert, domain), (domain, expert), (domain, expert, token)
         rows[layer] = [known_share(_counted(*labels), top_k) for labels in asked]
@@ -107,10 +107,14 @@ def real_known_shares() -> dict[str, pd.DataFrame]:
     return {name: table.loc[key] for key, name in REAL_MODELS.items()}
 
 
-def _assignments(trace: pd.DataFrame) -> Iterable[tuple[int, pd.DataFrame]]:
-    """Give the rows of each layer, one for each assignment: domain, byte, expert."""
-    experts = list(trace.filter(regex=r"^expert\d"))
-    return trace.melt(["layer", "byte", "domain"], experts, value_name="expert").query("expert >= 0").groupby("layer")
+def _experts(trace: pd.DataFrame) -> list[str]:
+    """Name the columns of the choices, K of them."""
+    return list(trace.filter(regex=r"^expert\d"))
+
+
+def _assignments(trace: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """Give a row for each assignment: these columns of its token, and its expert."""
+    return trace.melt(list(columns), _experts(trace), value_name="expert").query("expert >= 0")
 
 
 def expert_shares(trace: pd.DataFrame, by: str = "domain", layer: int | None = None) -> pd.DataFrame:
@@ -122,7 +126,7 @@ def expert_shares(trace: pd.DataFrame, by: str = "domain", layer: int | None = N
         trace = trace[trace["layer"] == check_choice("layer", layer, layers)]
     elif by != "layer" and len(layers) > 1:
         raise ValueError(f"layer must be one of {layers} where by is {by!r}, got None")
-    served = trace.melt(by, list(trace.filter(regex=r"^expert\d")), value_name="expert").query("expert >= 0")
+    served = _assignments(trace, by)
     shares = pd.crosstab(served[by], served["expert"], normalize="index")
     shares = shares.reindex(columns=range(trace["num_experts"].max()), fill_value=0.0).add_prefix("E")
     return shares.set_axis(pd.Index(shares.index, dtype=object), axis="index")

@@ -14,7 +14,7 @@ from moe_lessons.course import progress
 from moe_lessons.course.interview import lacking
 from moe_lessons.nn import SAME_ACTIVE, LanguageModel
 from moe_lessons.tasks import Facts
-from moe_lessons.training import PRESETS, Run, SeedBand, facts_runs, remedy_setting, train
+from moe_lessons.training import PRESETS, Run, SeedBand, facts_runs, is_dead, remedy_setting, train
 
 BOOK, MIXTURE, AS_GOOD = "book_8000", "MoE, E=16", "dense, F=256"
 STEPS = 3000  # of the runs by which it is said how wide a dense model is that knows as much
@@ -71,4 +71,4 @@ def measure_missing() -> None:
         if lacking(*keys):
             train(band := SeedBand(setting, range(3)), steps)
             loads = band.clean_loads()  # (seeds, E) shares
-            keep("experts", keys, [(loads < 0.01).sum(axis=1).mean(), 8 * loads.max(axis=1).mean()])
+            keep("experts", keys, [is_dead(loads).sum(axis=1).mean(), 8 * loads.max(axis=1).mean()])

@@ -43,6 +43,7 @@ def plot_step_parts(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def say_work(work: str) -> str:
+    """Say in the field's words what was measured, of `published_speeds()`."""
     return work.replace("one text", "batch size 1")
 
 

@@ -157,7 +157,7 @@ class FutureLab(Picture):
 
     def sentence(self) -> str:
         changed = ", ".join(sorted({str(token) for token, _ in self._routed()[2]}, key=int))
-        told = f"another choice for tokens {changed}" if changed else "all the same"
+        told = f"another choice for token{'s' * (',' in changed)} {changed}" if changed else "all the same"
         return f"{self.layer.value}: without the tokens from {self.cut.value} on, {told}."
 
     def __repr__(self) -> str:

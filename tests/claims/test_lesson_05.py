@@ -53,18 +53,19 @@ def ends() -> pd.DataFrame:
     return load_ends("book_8000")
 
 
-def known_at(ends: pd.DataFrame, steps: int) -> pd.DataFrame:
-    """Return what was known in %, with a row for each seed and a column for each model."""
-    known = ends[ends.steps == steps].pivot(index="seed", columns="model", values="known")
-    assert len(known) == 3 and known.notna().all(axis=None)
-    return known
+def by_seed(runs: pd.DataFrame, values: str, **when: int) -> pd.DataFrame:
+    """Return what runs had at a `step`, or after so many `steps`, a row for each seed, a column for each model."""
+    ((column, at),) = when.items()
+    found = runs[runs[column] == at].pivot(index="seed", columns="model", values=values)
+    assert len(found) == 3 and found.notna().all(axis=None)
+    return found
 
 
 @pytest.mark.claim("the-mixture-holds-a-book-that-is-too-large-for-its-baseline")
 def test_the_mixture_holds_a_book_that_is_too_large_for_its_baseline(ends):
-    known, longer = known_at(ends, 6000), ends[ends.steps == 24_000]
+    known, longer = by_seed(ends, "known", steps=6000), ends[ends.steps == 24_000]
     assert known[MIXTURE].min() > 97 and 9 < known[ACTIVE].min() and known[ACTIVE].max() < 16
-    before = known_at(ends, 3000).mean()
+    before = by_seed(ends, "known", steps=3000).mean()
     middle = load_results("book_8000_6000").query("step == 3000 and seed == 1").set_index("model").known
     assert 0.65 < middle[MIXTURE] / 8000 < 0.72 and 0.45 < middle[AS_GOOD] / 8000 < 0.52  # of the run that is shown
     assert abs(before[MIXTURE] - 78) < 1 and abs(before[AS_GOOD] - 63) < 1
@@ -96,11 +97,11 @@ def test_the_best_dense_model_takes_more_flops(ends):
 @pytest.mark.claim("as-good-as-a-clearly-wider-dense-model")
 def test_as_good_as_a_clearly_wider_dense_model(ends):
     for steps in (1500, 2000, 3000):
-        found, known = times_as_wide(ends, MIXTURE, steps), known_at(ends, steps)
+        found, known = times_as_wide(ends, MIXTURE, steps), by_seed(ends, "known", steps=steps)
         assert 3 < found.low and 3.9 < found.width < 5.1 and found.high < 5.5
         assert (known[MIXTURE] < known[TOTAL]).all()
     assert (known[MIXTURE] > known[AS_GOOD]).all()  # after 3,000 steps
-    at_end, found = known_at(ends, 6000), times_as_wide(ends, MIXTURE, 6000)
+    at_end, found = by_seed(ends, "known", steps=6000), times_as_wide(ends, MIXTURE, 6000)
     assert 3.1 < found.low and 4 < found.width < 5 and found.high < 6
     assert (at_end[AS_GOOD] - at_end[MIXTURE]).abs().max() < 2
     facts = last_of("book_2000_500", "known")  # a book that the smallest model can hold, and a sixth of the readings
@@ -130,7 +131,9 @@ def test_faster_than_the_equally_good_dense_model(ends):
         assert Ratio.of(good, mixture).median > 1.05 and Ratio.of(mixture, baseline).median > 1
     speed = decode_speed(writers([*names, "dense, F=192"]), (1,)).set_index("model").tokens_per_second
     assert speed[MIXTURE] > 1.1 * speed[AS_GOOD] and speed[ACTIVE] > speed[MIXTURE] > 1.05 * speed["dense, F=192"]
-    assert known_at(ends, 3000)[MIXTURE].mean() > known_at(ends, 6000)["dense, F=192"].mean()
+    assert (
+        by_seed(ends, "known", steps=3000)[MIXTURE].mean() > by_seed(ends, "known", steps=6000)["dense, F=192"].mean()
+    )
     sizes, batches = sizes_of(shape_of(writers([MIXTURE])[MIXTURE])), 2.0 ** np.arange(13)
     widths = np.array([quality_matched_width(task, 16).width for task in ("source", "facts")])
     for ridge in (4, 9, 16):
@@ -141,7 +144,7 @@ def test_faster_than_the_equally_good_dense_model(ends):
 @pytest.mark.claim("more-experts-more-facts")
 def test_more_experts_more_facts(ends):
     for steps in (1500, 2000, 3000):
-        known = known_at(ends, steps)[[ACTIVE, *(f"MoE, E={experts}" for experts in (4, 8, 16, 32))]]
+        known = by_seed(ends, "known", steps=steps)[[ACTIVE, *(f"MoE, E={experts}" for experts in (4, 8, 16, 32))]]
         assert (known.diff(axis=1).iloc[:, 1:] > 0).all(axis=None)  # with each seed
     assert (known.diff(axis=1).iloc[:, 1:].mean() > 5).all() and times_as_wide(ends, "MoE, E=32", 3000).low > 6
     assert flops_per_token(facts_model(num_experts=32)) < 1.1 * flops_per_token(dense_baseline(facts_model()))
@@ -153,13 +156,6 @@ ONE, TWO, FOUR, EIGHT = (f"dense, F={128 * times}" for times in (1, 2, 4, 8))  #
 @pytest.fixture(scope="module")
 def source() -> pd.DataFrame:
     return load_results("source")
-
-
-def losses_at(results: pd.DataFrame, step: int) -> pd.DataFrame:
-    """Return the held-out losses at a step, with a row for each seed and a column for each model."""
-    found = results[results.step == step].pivot(index="seed", columns="model", values="loss")
-    assert len(found) == 3 and found.notna().all(axis=None)
-    return found
 
 
 @pytest.mark.claim("on-real-text-the-width-grows")
@@ -189,7 +185,7 @@ def test_each_model_has_the_best_rate_of_those_that_were_tried(text):
 
 
 def test_the_best_rate_after_1000_steps_is_as_good_as_the_second_at_the_end(source):
-    others, best = load_results("source_other_rates"), losses_at(source, 4000).loc[1]
+    others, best = load_results("source_other_rates"), by_seed(source, "loss", step=4000).loc[1]
     other = others[others.step == 4000].set_index("model").loss
     assert len(other) == 5 and (other > best[other.index] - 0.003).all()
 
@@ -197,14 +193,14 @@ def test_the_best_rate_after_1000_steps_is_as_good_as_the_second_at_the_end(sour
 @pytest.mark.claim("where-a-learned-router-pays")
 def test_where_a_learned_router_pays(source):
     for step in (2000, 3000, 4000):
-        losses = losses_at(source, step)
+        losses = by_seed(source, "loss", step=step)
         gain = losses.rsub(losses[ONE], axis=0)  # over the FLOP-matched baseline
         frozen, learned, table = (gain[name] for name in ("frozen router", MIXTURE, "hash routing"))
         assert (frozen.mean() > 0.5 * learned.mean()) and (frozen > 0.03).all()
         assert (learned - frozen).mean() > 0.02 and (learned - frozen > 0.005).all()
         assert (gain["no auxiliary loss"] - frozen).mean() < 0.5 * (learned - frozen).mean()
         assert (table - learned > 0.005).all() and (table > gain[EIGHT] + 0.005).all()
-        prose = losses_at(load_results("prose"), step).mean()
+        prose = by_seed(load_results("prose"), "loss", step=step).mean()
         assert prose["frozen router"] > prose[MIXTURE] + 0.005 > prose["hash routing"] + 0.01
 
 

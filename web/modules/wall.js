@@ -10,7 +10,7 @@ const RECORDING = "05-WallRecording"; // of web.recorder
 
 export default async function show(place) {
   const what =
-    "A longer training, of lesson 05: 8,000 entries, and a fourth model, the dense one that is as good.";
+    "A longer training, of lesson 05: 8,000 entries, and a fourth model, the dense one of equal quality.";
   const recording = button("Play the recording of the whole training", what, async () => {
     const home = make("div", { "data-moe": "recording", "data-state": RECORDING });
     recording.disabled = true;
