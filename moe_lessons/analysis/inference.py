@@ -1,6 +1,6 @@
 """The decoding speed of language models (batch size B, one thread), and its limits: bandwidth or arithmetic."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -18,6 +18,7 @@ from moe_lessons.nn import KVCache, LanguageModel, evaluating, torch_threads
 from moe_lessons.support.errors import check_device, check_number, check_positive_int, check_seed, check_top_k, is_whole
 from moe_lessons.training import bar
 
+PROMPT, IN_A_ROW = 8, 4  # tokens of each text before a measured step; steps of one model in a row, as in decoding
 DRAWS = 200  # decoding steps over which different experts are counted
 CPU_WIDTH, GPU_WIDTH = 512, 8192  # of the matrices that measure a machine
 MEGABYTES = 256  # of the large one: many more than its caches hold
@@ -46,11 +47,8 @@ def decode_speed(
     generator = torch.Generator().manual_seed(check_seed(seed))
     with torch_threads(1), evaluating(*values), watching_others(), torch.inference_mode():
         for batch in bar(batch_sizes, "batch sizes"):
-            ids, steps = torch.randint(vocab_size, (batch, length), generator=generator), []
-            for model in values:
-                cache, own_ids = model.new_cache(batch, length), ids.to(place)
-                model(own_ids[:, :prompt_length], cache)
-                steps += [partial(decode_token, model, own_ids, cache, n) for n in range(prompt_length, length)]
+            ids = torch.randint(vocab_size, (batch, length), generator=generator)
+            steps = [step for model in values for step in decoding_steps(model, ids, prompt_length)]
             times = np.reshape(take_turns(steps, repeats, place), (len(models), num_tokens, repeats))
             times = np.median(times, axis=1)  # (models, repeats)
             for name, own in zip(models, times, strict=True):
@@ -62,6 +60,14 @@ def decode_token(model: LanguageModel, ids: Tensor, cache: KVCache, place: int) 
     """Decode the token at `place` of ids (B, T), behind the tokens before it in the cache."""
     cache.length = place  # forget what an earlier round added
     model(ids[:, place : place + 1], cache)
+
+
+def decoding_steps(model: LanguageModel, ids: Tensor, prompt: int = PROMPT) -> list[Callable[[], None]]:
+    """Prepare the steps that decode each token of ids (B, T) behind the prompt, which fills the cache."""
+    ids = ids.to(model.embed.weight.device)
+    cache = model.new_cache(*ids.shape)
+    model(ids[:, :prompt], cache)
+    return [partial(decode_token, model, ids, cache, place) for place in range(prompt, ids.shape[1])]
 
 
 def device_of(models: Mapping[str, LanguageModel]) -> torch.device:

@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from statistics import median
 
 import numpy as np
@@ -12,7 +11,16 @@ import torch
 
 from moe_lessons.analysis.busy import watching_others
 from moe_lessons.analysis.counting import TransformerShape
-from moe_lessons.analysis.inference import Machine, check_models, decode_token, device_of, machine_of, machine_tasks
+from moe_lessons.analysis.inference import (
+    IN_A_ROW,
+    PROMPT,
+    Machine,
+    check_models,
+    decoding_steps,
+    device_of,
+    machine_of,
+    machine_tasks,
+)
 from moe_lessons.analysis.quality import EffectiveWidth, quality_matched_width
 from moe_lessons.analysis.roofline import (
     FFN,
@@ -28,8 +36,6 @@ from moe_lessons.analysis.timing import Ratio, moved, take_turns
 from moe_lessons.nn import FeedForward, LanguageModel, evaluating, is_moe, torch_threads
 from moe_lessons.support.errors import check_seed
 from moe_lessons.training import bar
-
-PROMPT = 8  # tokens of each text before the step that is measured
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,8 @@ def measure_speedups(
     models: Mapping[str, LanguageModel], batches: Sequence[int] = (1, 4, 16, 64, 256), *, repeats=3, seed=0, device=None
 ) -> Measured:  # fmt: skip
     """Measure decoding steps of a mixture, the first of the models, and of dense ones that differ from it in their FFN
-    alone, in float32 on one thread. In each round all take turns, with what measures the machine.
+    alone, in float32 on one thread. In each round all take turns, with what measures the machine; at batch size 1 each
+    decodes four tokens in a row.
 
     device: see `decode_speed`."""
     check_models(models, batches)
@@ -109,14 +116,12 @@ def measure_speedups(
     with torch_threads(1), evaluating(*models.values()), watching_others(), torch.inference_mode():
         tasks = machine_tasks(place)
         for batch in bar(batches, "batch sizes"):
-            ids, steps = torch.randint(shapes[0].vocab_size, (batch, PROMPT + 1), generator=generator).to(place), []
-            for model in models.values():
-                cache = model.new_cache(batch, PROMPT + 1)
-                model(ids[:, :PROMPT], cache)
-                steps.append(partial(decode_token, model, ids, cache, PROMPT))
+            tokens = max(1, IN_A_ROW // batch)
+            ids = torch.randint(shapes[0].vocab_size, (batch, PROMPT + tokens), generator=generator)
+            steps = [step for model in models.values() for step in decoding_steps(model, ids)]
             times = take_turns([*tasks, *steps, *tasks], repeats, place)
             machines += [machine_of(tasks, times[: len(tasks)]), machine_of(tasks, times[-len(tasks) :])]
-            own = times[len(tasks) : -len(tasks)]
+            own = np.reshape(times[len(tasks) : -len(tasks)], (len(models), tokens * repeats))
             rows += [(batch, w, median(t), Ratio.of(t, own[0]).median) for w, t in zip(widths, own, strict=True)]
     best = Machine(*(max(getattr(machine, name) for machine in machines) for name in vars(machines[0])))
     frame = pd.DataFrame(rows, columns=["batch", "width", "ms", "speedup"])

@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moe_lessons.analysis.busy import watching_others
-from moe_lessons.analysis.inference import bytes_per_step, check_models, decode_token, device_of, plain_product
+from moe_lessons.analysis.inference import (
+    IN_A_ROW,
+    PROMPT,
+    bytes_per_step,
+    check_models,
+    decoding_steps,
+    device_of,
+    plain_product,
+)
 from moe_lessons.analysis.timing import WARM_UP, finish, moved, own_clock, take_turns
 from moe_lessons.nn import LanguageModel, evaluating, is_moe, torch_threads
 from moe_lessons.nn.attention import Attention
@@ -23,7 +31,6 @@ from moe_lessons.training import bar
 
 PRODUCTS, ROUTING, ATTENTION, REST = PARTS = "products with weights", "routing", "attention and KV cache", "other"
 MISSED, TRIES = 0.05, 3  # parts that miss the whole by more are measured again, so often at most
-PROMPT_TOKENS, IN_A_ROW = 8, 4  # tokens of each text before a step, and that one text writes one after the other
 MULTIPLY = ("linear", "grouped_mm")  # by which the layers of `nn` multiply with weights
 
 
@@ -66,12 +73,13 @@ def watched(model: LanguageModel, watch: Stopwatch) -> Iterator[None]:
         yield
 
 
-def decode_watched(seen: list[Counter], model: LanguageModel, *step) -> None:
-    """Decode a token, and append the seconds of each part to `seen`."""
+def decode_watched(seen: list[Counter], step: partial) -> None:
+    """Decode a token, by one of `decoding_steps`, and append the seconds of each part to `seen`."""
+    model = step.args[0]
     watch = Stopwatch(model.embed.weight.device)
     with watched(model, watch):
         watch.since = watch.now()
-        decode_token(model, *step)
+        step()
         watch.turn()
     seen.append(watch.spent)
 
@@ -93,14 +101,12 @@ def step_parts(
     with torch_threads(1), evaluating(*models.values()), watching_others(), torch.inference_mode():
         for batch in bar(batch_sizes, "batch sizes"):
             tokens = max(1, IN_A_ROW // batch)
-            ids = torch.randint(vocab_size, (batch, PROMPT_TOKENS + tokens), generator=generator)
+            ids = torch.randint(vocab_size, (batch, PROMPT + tokens), generator=generator)
             as_is, with_watch, seen = [], [], {name: [] for name in models}
             for name, model in models.items():
-                cache, own_ids = model.new_cache(batch, PROMPT_TOKENS + tokens), ids.to(place)
-                model(own_ids[:, :PROMPT_TOKENS], cache)
-                places = range(PROMPT_TOKENS, PROMPT_TOKENS + tokens)
-                as_is += [partial(decode_token, model, own_ids, cache, n) for n in places]
-                with_watch += [partial(decode_watched, seen[name], model, own_ids, cache, n) for n in places]
+                steps = decoding_steps(model, ids)
+                as_is += steps
+                with_watch += [partial(decode_watched, seen[name], step) for step in steps]
             tries = []
             while not tries or (misses(tries[-1]) > MISSED and len(tries) < TRIES):
                 for own in seen.values():

@@ -21,6 +21,7 @@ PART_COLORS = dict(zip(PARTS, (LIGHT.lines[5], LIGHT.lines[3], "#a9b1ba", LIGHT.
 LEVELS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12)  # of a speedup, as lines
 LAST = 12  # the largest batch size of a map is 2¹²
 LOADING = "loading the weights, at best"
+ROWS = 4  # of a `stream_panel`, for each model: what memory holds, the times of a step, and a gap
 KINDS = {"one text": ("o", 0), "full load": ("s", 3), "training": ("D", 4)}  # marker and ink
 
 
@@ -133,9 +134,9 @@ class Stream:
 
 def stream_panel(streams: Mapping[str, Stream], seconds: float) -> Panel:
     """Show what memory holds of each model, a box as wide as the time to load it, and full what this step has loaded;
-    under it, how long the processor computes. The experts of all layers are one box."""
+    under it, how long the step loads and computes. The experts of all layers are one box."""
     inks, boxes, ticks = model_inks(streams), [], []
-    for row, ((name, stream), ink) in zip(range(0, 3 * len(streams), 3), zip(streams.items(), inks)):
+    for row, ((name, stream), ink) in zip(range(0, ROWS * len(streams), ROWS), zip(streams.items(), inks)):
         number = max(0, math.ceil(seconds / stream.step - 0.1) - 1)  # what has just ended is still shown
         passed, x, start = 1000 * (seconds - number * stream.step), 0, 0
         for place, ((text, long), is_read) in enumerate(zip(stream.parts, stream.read(number))):
@@ -147,14 +148,16 @@ def stream_panel(streams: Mapping[str, Stream], seconds: float) -> Panel:
                 place_of = x + 0.97 * wide / 2, row, 0.97 * wide, 0.8
                 boxes += [(place_of, text if says_it else "", kind, expert, says)] if wide else []
             x += long
-        for long, fill in ((1000 * stream.computing, 1), (min(passed, 1000 * stream.computing), 4 + ink)):
-            boxes.append(((long / 2, row + 1, long, 0.5), "", fill, -1, "arithmetic"))
-        boxes.append(((x, row, 0, 0.8), f" {stream.wrote(seconds):,} tokens", 0, -1, ""))
-        ticks += [(row, f"{name}: weights"), (row + 1, "arithmetic")]
+        times = {"loading": 1000 * stream.reading, "arithmetic": 1000 * stream.computing}
+        for below, (part, whole) in enumerate(times.items(), 1):
+            for long, fill in ((whole, 1), (min(passed, whole), 4 + ink)):
+                boxes.append(((long / 2, row + below, long, 0.5), "", fill, -1, part))
+            ticks.append((row + below, part))
+        boxes.append(((times["loading"], row + 1, 0, 0.8), f" {stream.wrote(seconds):,} tokens", 0, -1, ""))
+        ticks.append((row, f"{name}: in memory"))
     places, texts, fills, experts, says = zip(*boxes)
     mark = Boxes(np.array(places), texts, fills, experts, [-1] * len(boxes), says, strong=True)
     end = 1.3 * max(x + w / 2 for x, _, w, _ in places)  # room for the last words, on a phone too
-    axes = Axis(0, float(end), "milliseconds to load a box"), Axis(3 * len(streams) - 1.5, -0.6, ticks=ticks)
-    says = "a step loads the coloured boxes (grey: attention and other)"
-    title = f"Weights in memory, after {1000 * seconds:.3g} ms: {says}"
-    return Panel(title, [mark], *axes, width=12, height=260)
+    axes = Axis(0, float(end), "milliseconds"), Axis(ROWS * len(streams) - 1.5, -0.6, ticks=ticks)
+    title = f"After {1000 * seconds:.3g} ms: a step loads the coloured weights (grey: attention and other)"
+    return Panel(title, [mark], *axes, width=12, height=320)

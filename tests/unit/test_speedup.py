@@ -8,7 +8,7 @@ import pytest
 
 from moe_lessons.analysis import Machine, TransformerShape, speedup
 from moe_lessons.analysis.counting import MODEL_SHAPES
-from moe_lessons.analysis.inference import union_law
+from moe_lessons.analysis.inference import PROMPT, union_law
 from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, machine_for, machines, published_sizes, sizes_of
 from moe_lessons.analysis.speedup import matched_width, measure_speedups, published_points, speedups
 from moe_lessons.nn import LanguageModel, TransformerConfig, dense_baseline
@@ -101,7 +101,7 @@ def test_what_is_measured_stands_beside_the_roofline_of_the_best_of_all_turns(mo
     assert found.points == ((1.0, 1, 0.5), (3.0, 1, 2.0), (1.0, 4, 0.5), (3.0, 4, 2.0))
     assert found.machine.bytes_per_second == pytest.approx(1000 * 2**28 / 1.0)
     sizes = sizes_of(TransformerShape(256, 16, 2, 2, 2, 8, 8, 4, 2, 0, True))
-    by_roof = speedups(sizes, found.machine, "float32", np.array([1.0, 4.0]), speedup.PROMPT).at(np.array([1.0, 3.0]))
+    by_roof = speedups(sizes, found.machine, "float32", np.array([1.0, 4.0]), PROMPT).at(np.array([1.0, 3.0]))
     rows = found.frame[found.frame.width > 0]
     np.testing.assert_allclose(rows.roofline, by_roof.ravel(), rtol=1e-6)
     assert speedup.shape_of(dense_baseline(made["MoE"])).d_ff == speedup.shape_of(made["1"]).d_ff == 16
