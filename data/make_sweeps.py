@@ -9,7 +9,6 @@ import json
 import platform
 import sys
 import time
-from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
@@ -120,7 +119,7 @@ UNEVEN = {"top-1": {"top_k": 1, "d_ff": 128}, "top-2": {}}
 UNEVEN |= {f"{name}, auxiliary loss": own for name, own in UNEVEN.items()}
 COLLAPSE = replace(SOURCE, sizes=SOURCE.sizes | {"num_layers": 3}, num_experts=8, variants=UNEVEN)
 
-NOT_SHARED = ("rates", "study", "seeds", "recorded", "keeps_dead")  # fields of a `Sweep` that its header lacks
+NOT_SHARED = ("rates", "study", "seeds", "keeps_dead")  # fields of a `Sweep` that its header lacks
 run_of = itemgetter("model", "lr", "seed")  # of a stored row
 SPIKE, BEFORE = 1.5, 20  # a spike: a loss above this many times the mean of so many steps before
 # knobs in the place of the auxiliary loss
@@ -143,7 +142,6 @@ class Sweep:
     held_out: int = 384  # sequences
     router_aux_loss_coef: float = 0.01  # but for the models in BALANCED_BY
     max_grad_norm: float = 1.0
-    recorded: Sequence[str] = ()  # models of which it is kept which facts they know, of the first seed
     keeps_dead: bool = False  # whether it is kept which experts of each layer are dead, by the BEFORE last steps
 
     def table(self) -> list[tuple]:
@@ -191,12 +189,10 @@ PROSE_RATES = dict.fromkeys([*OF_REAL_TEXT, "no auxiliary loss"], (0.0015,)) | {
 PROSE_RATES |= dict.fromkeys(["dense, F=128", "dense, F=256", "dense, F=512", "MoE, E=4", "MoE, E=32"], (0.003,))
 REAL_RATES = dict.fromkeys(OF_REAL_TEXT, (0.003,))
 REAL_RATES |= dict.fromkeys(["dense, F=512", "dense, F=1024", "MoE, E=16", "MoE, E=32", "no auxiliary loss"], (0.0015,))
-LONGER = ["dense, F=512", "dense, F=1024", "MoE, E=16"]
 # the second best of those that "source_rates" tried
 OTHER_RATES = {
     name: ({0.0015: 0.003, 0.003: 0.0015}[REAL_RATES[name][0]],) for name in (*OF_REAL_TEXT[:4], "MoE, E=16")
 }
-RECORDED = (SAME_ACTIVE, "dense, F=256", SAME_TOTAL, "MoE, E=16")
 FINER = Sweep(MODERN_TEXT, dict.fromkeys(["classical", "4 times as fine", "4 times as fine, scaled"], (0.01,)))
 MODERN = ["classical", "no auxiliary loss", "4 times as fine", "one shared", "fine and shared", *CHANGES[1:]]
 # what each is for: data/README.md
@@ -216,7 +212,7 @@ SWEEPS = {
     "book_8000_1500": of_book(LARGE_BOOK, 0.003).of(1500),
     "book_8000_2000": of_book(LARGE_BOOK, 0.003).of(2000),
     "book_8000_3000": of_book(LARGE_BOOK, 0.003).of(3000),
-    "book_8000_6000": of_book(LARGE_BOOK, 0.003).of(6000, measurements=40, recorded=RECORDED),
+    "book_8000_6000": of_book(LARGE_BOOK, 0.003).of(6000, measurements=40),
     "book_8000_24000": of_facts(LARGE_BOOK, [SAME_ACTIVE], 0.003).of(24000, measurements=40),
     "source_rates": of_real_text(
         SOURCE, dict.fromkeys(OF_REAL_TEXT, (0.0015, 0.003, 0.006)), seeds=(0,), steps=1000, measurements=4
@@ -226,9 +222,6 @@ SWEEPS = {
     ),
     "source": of_real_text(SOURCE, REAL_RATES),
     "prose": of_real_text(PROSE, PROSE_RATES),
-    "source_8000": of_real_text(
-        SOURCE, {name: REAL_RATES[name] for name in LONGER}, seeds=(1,), steps=8000, measurements=32
-    ),
     "source_other_rates": of_real_text(SOURCE, OTHER_RATES, seeds=(1,)),
     "source_dead": of_real_text(
         COLLAPSE, dict.fromkeys(UNEVEN, (0.003,)), steps=1000, measurements=40, keeps_dead=True
@@ -258,7 +251,7 @@ def _train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
         setattr(run.knobs, knob, value)  # a loss without a mixture multiplies 0
     points = POINTS if isinstance(task, TextTask) else (*POINTS, "known")
     mixtures = [module for module in run.model.modules() if is_moe(module)]
-    times, lamps, curve = [], [], {name: [] for name in points}
+    times, curve = [], {name: [] for name in points}
     measured = {round(part * sweep.steps / sweep.measurements) for part in range(1, sweep.measurements + 1)}
     with suppress(TrainingDiverged):
         for step in range(1, sweep.steps + 1):
@@ -273,9 +266,7 @@ def _train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
                     dead = [np.flatnonzero(is_dead(moe.top_k * own)).tolist() for moe, own in zip(mixtures, shares)]
                     curve.setdefault("dead", []).append(dead)
                 if "known" in curve:
-                    known = task.known(run.model)
-                    curve["known"].append(int(known.sum()))
-                    lamps.append(b64encode(np.packbits(known)).decode())
+                    curve["known"].append(int(task.known(run.model).sum()))
     count, losses = count_parameters(run.model), run.history.loss
     is_soft = any(isinstance(part, SoftMoE) for part in run.model.modules())  # it has no cost for one token
     flops = None if is_soft else sweep.batch_size * task.context * flops_per_token(run.model, training=True)
@@ -285,7 +276,6 @@ def _train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
         "lr": lr,
         "seed": seed,
         **curve,
-        **({"lamps": lamps} if model in sweep.recorded and seed == sweep.seeds[0] else {}),
         "max_over_mean": round(sum(last) / len(last), 3) if last else None,
         "spikes": int((losses > SPIKE * losses.rolling(BEFORE).mean().shift()).sum()),
         "diverged": len(run.records) < sweep.steps,

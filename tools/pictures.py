@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from moe_lessons.analysis.results import load_ends
-from moe_lessons.course.own_figures import BOOK, MIXTURE, STEPS, priced
+from moe_lessons.course.own_figures import BOOK, MIXTURE, STEPS
 from moe_lessons.plots import figure
-from moe_lessons.plots.sweeps import COSTS, front
+from moe_lessons.plots.sweeps import front
 from moe_lessons.widgets import FactsLab, Playground, SpeedupMap
 from web.text_model import stored_models, text_panels
 
@@ -34,7 +34,7 @@ def main(folder: Path = DOCS) -> None:
     texts = text_panels(stored_models(), "The old baker finds his red apple.", layer=0, token=4)
     (folder / "text.png").write_bytes(figure(texts[:2]).png())
     (folder / "speedup.png").write_bytes(SpeedupMap("Mixtral 8x7B").picture().png())
-    (folder / "front.png").write_bytes(front(priced(load_ends(BOOK)), (MIXTURE, STEPS), COSTS).png())
+    (folder / "front.png").write_bytes(front(load_ends(BOOK), (MIXTURE, STEPS)).figure.png())
 
 
 def animate(path: Path, collapse: int = COLLAPSE, rescue: int = RESCUE) -> None:

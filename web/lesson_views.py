@@ -27,7 +27,7 @@ from web.speedup import models
 ROOT = Path(__file__).resolve().parents[1]
 LESSON_FILES = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 RECORDINGS = ROOT / "web" / "recordings"
-RECORDED = widgets.LiveRun, widgets.WallRecording, widgets.RoutersView
+RECORDED = widgets.LiveRun, widgets.RoutersView
 VIEW_ONLY = ("panels", "controls", "play", "max_steps")  # arguments that change nothing of what trains
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from moe_lessons import __version__
-from moe_lessons.widgets import LiveRun, Picture, WallRecording
+from moe_lessons.widgets import LiveRun, Picture
 from moe_lessons.widgets.canvas import COLORS, LiveCanvas
 from moe_lessons.widgets.recording import Player
 from tools.render import execute
@@ -75,12 +75,9 @@ def watch(lesson: str, names: Collection[str]) -> None:
     def displayed(view: Picture, **_: Any) -> dict[str, str]:
         name = next_name(Path(lesson), repr(view), counts)
         if name in names:
-            of = repr(view)
             if isinstance(view, Player):
                 play_through(view, seen)
-            if isinstance(view, WallRecording):
-                of += f", a run of {view.recording.run['date']},"
-            write_recording(RECORDINGS / f"{name}.z", of, seen[view.canvas])
+            write_recording(RECORDINGS / f"{name}.z", repr(view), seen[view.canvas])
         return {"text/plain": repr(view)}
 
     LiveCanvas.show, LiveRun.play, Picture._repr_mimebundle_ = shows, play_in_pictures, displayed
@@ -96,10 +93,8 @@ def play_in_pictures(view: LiveRun, steps: int | None = None) -> None:
 
 
 def play_through(view: Player, seen: dict[LiveCanvas, list[Shown]]) -> None:
-    """Show each frame of what is played; of a recording, say its step."""
+    """Show each frame of what is played."""
     for place in range(view.last + 1):
-        if isinstance(view, WallRecording):
-            view.status = {"step": view.recording.steps[place]}
         view.slider.value = place
         if place == 0:
             del seen[view.canvas][:-1]

@@ -112,16 +112,16 @@ def width_over_steps(task: str, model: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["step", "width", "low", "high"])
 
 
-def quality_matched_width(task: str, num_experts: int, longer: int | None = None) -> EffectiveWidth:
+def quality_matched_width(task: str, num_experts: int) -> EffectiveWidth:
     """Find how many times the active width a dense model needs to be as good as a mixture of `num_experts`, 2 for a
     token, after as many steps: of real text by the held-out loss after 4,000, of facts by what is known after 3,000.
-    longer: the steps of a longer sweep of a real text. ValueError where no mixture of so many was trained."""
+    ValueError where no mixture of so many was trained."""
     model = f"MoE, E={num_experts}"
     if check_choice("task", task, QUALITY_TASKS) == "facts":
         ends = load_ends("book_8000")
         check_choice("num_experts", model, ends.model.unique())
         return times_as_wide(ends, model, FACTS_STEPS)
-    results = load_results(f"{task}_{longer}" if longer else task)
+    results = load_results(task)
     return _matched(results, results.step.max(), "num_experts", model)
 
 

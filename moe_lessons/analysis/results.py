@@ -1,8 +1,6 @@
 """The results of long sweeps, kept in ``data/results`` as lines of JSON: the settings first, then one line a run."""
 
 import json
-from base64 import b64decode
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -77,28 +75,6 @@ def load_ends(name: str) -> pd.DataFrame:
     known = 100 * ends.known / read_runs(paths[0])[0]["num_entries"]
     width = width.where(~ends.model.str.startswith("MoE"))
     return ends.assign(known=known, width=width, teraflops=ends.flops / 1e12)
-
-
-@dataclass(frozen=True)
-class Recording:
-    """The facts that each model of a stored sweep knew, by one seed: steps (M,), known: model -> (M, N) bool."""
-
-    steps: list[int]
-    known: dict[str, np.ndarray]
-    run: dict  # what else is stored of the first: seed, date, cpu, …
-
-
-def load_recording(name: str) -> Recording:
-    """Read what was recorded of the stored sweep `name`. ValueError where nothing was."""
-    path = FOLDER / f"results/{name}.jsonl"
-    settings, runs, _ = read_runs(path) if path.is_file() else ({}, [], 0)
-    if not (runs := [run for run in runs if "lamps" in run]):
-        raise ValueError(f"name must be that of a sweep with a recording, such as 'book_8000_6000', got {name!r}")
-    known = {}
-    for run in runs:
-        lamps = np.array([list(b64decode(lamps)) for lamps in run["lamps"]], "u1")
-        known[run["model"]] = np.unpackbits(lamps, axis=1, count=settings["num_entries"]).astype(bool)
-    return Recording(runs[0]["step"], known, runs[0])
 
 
 def by_step(name: str, measures: list[str]) -> tuple[dict, pd.DataFrame]:

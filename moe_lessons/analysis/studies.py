@@ -18,7 +18,6 @@ class Study:
     sizes: dict  # of a `TransformerConfig`; d_ff (F) is that of one expert
     num_experts: int = 8  # of the mixture that the dense baselines and the variants are of
     variants: Mapping[str, dict] = field(default_factory=dict)  # other mixtures, by what is not as in `sizes`
-    times: int = 1  # as wide as the sizes and the names say: D, F and with them the experts
     text_class, facts_class = TextTask, Facts  # of which the task is made
 
     @cached_property
@@ -32,12 +31,11 @@ class Study:
     def make_model(self, name: str, seed: int = 0) -> LanguageModel:
         """Make a model by its name: a dense baseline, 'MoE, E=8', 'dense, F=96' or one of the variants."""
         kind, _, number = name.partition("=")
-        widths = {size: self.times * self.sizes[size] for size in ("d_model", "d_ff")}
         own = {"num_experts": int(number or self.num_experts)} | self.variants.get(name, {})
         if kind == "dense, F":
-            own = {"d_ff": self.times * int(number), "moe_layers": ()}
+            own = {"d_ff": int(number), "moe_layers": ()}
         with seeded(seed):
-            model = LanguageModel(TransformerConfig(**self.sizes | widths | own))
+            model = LanguageModel(TransformerConfig(**self.sizes | own))
         match = {SAME_ACTIVE: "flops", SAME_TOTAL: "params"}.get(name)
         return dense_baseline(model, match, seed) if match else model
 

@@ -1,46 +1,29 @@
-"""The measurements of lessons 05 and 12: the stored sweep that they read, the models that they time and train."""
+"""The measurements of lessons 05 and 12: the models that they time, and the figures that a learner has not measured."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from statistics import median
+from collections.abc import Sequence
 
-import pandas as pd
-
-from moe_lessons.analysis import decode_speed, studies
 from moe_lessons.analysis.quality import times_as_wide, times_the_cost
 from moe_lessons.analysis.results import load_ends
-from moe_lessons.analysis.timing import paired_ratio, take_turns
+from moe_lessons.analysis.speedup import measure_speedups
 from moe_lessons.course import progress
 from moe_lessons.course.interview import lacking
-from moe_lessons.nn import SAME_ACTIVE, LanguageModel
-from moe_lessons.tasks import Facts
-from moe_lessons.training import PRESETS, Run, SeedBand, facts_runs, is_dead, remedy_setting, train
+from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
+from moe_lessons.training import PRESETS, SeedBand, facts_runs, is_dead, remedy_setting, train
 
-BOOK, MIXTURE, AS_GOOD = "book_8000", "MoE, E=16", "dense, F=256"
+BOOK, MIXTURE = "book_8000", "MoE, E=16"  # a stored sweep, and its mixture of which the lessons speak
 STEPS = 3000  # of the runs by which it is said how wide a dense model is that knows as much
 
 
-def models(names: Iterable[str], times: int = 1, **sizes) -> dict[str, LanguageModel]:
-    """Make models of the sweep by their names, all their widths so many `times` as large: D = 32 times."""
-    study = replace(studies.LARGE_BOOK, times=times, sizes=studies.LARGE_BOOK.sizes | sizes)
-    return {name: study.make_model(name) for name in names}
-
-
-def writers(names: Iterable[str]) -> dict[str, LanguageModel]:
-    """Make them at D = 768, where a model that writes waits for its weights; of one layer, since all must be there."""
-    return models(names, 24, num_heads=8, num_kv_heads=8, max_positions=16, num_layers=1)
-
-
-def learners(names: Iterable[str], times: int = 1, batch_size: int = 256) -> dict[str, Run]:
-    """Make runs in which they learn the phone book of the lessons."""
-    return {name: Run(model, Facts(), batch_size=batch_size) for name, model in models(names, times).items()}
-
-
-def priced(ends: pd.DataFrame, repeats: int = 5) -> pd.DataFrame:
-    """Add the minutes of training that this machine takes."""
-    runs = learners(ends.model.unique())
-    ms = dict(zip(runs, map(median, take_turns([run.step for run in runs.values()], repeats))))
-    return ends.assign(minutes=ends.steps * ends.model.map(ms) / 60_000)
+def decoders() -> dict[str, LanguageModel]:
+    """Make the models of lesson 04, untrained: an MoE of 16 experts, top-2, and dense models of 1, 4 and 8 times its
+    active width."""
+    ffns = {"MoE": {"d_ff": 1024, "num_experts": 16, "top_k": 2}}
+    ffns |= {f"dense, {width}×": {"d_ff": 2048 * width, "moe_layers": ()} for width in (1, 4, 8)}
+    with seeded(0):
+        return {
+            name: LanguageModel(TransformerConfig(d_model=512, num_layers=2, num_heads=8, num_kv_heads=4, **ffn))
+            for name, ffn in ffns.items()
+        }
 
 
 def keep(unit: str, keys: Sequence[str], values: Sequence[float]) -> None:
@@ -51,18 +34,15 @@ def keep(unit: str, keys: Sequence[str], values: Sequence[float]) -> None:
 
 def measure_missing() -> None:
     """Measure those figures of the answer that the learner's progress lacks, as their lessons do: a minute or less."""
-    ends, names = load_ends(BOOK), (MIXTURE, SAME_ACTIVE, AS_GOOD)
+    ends = load_ends(BOOK)
     found = [measure(ends, MIXTURE, STEPS).width for measure in (times_as_wide, times_the_cost)]
     keep("times", ["05.effective_width", "05.work"], found)
     if lacking(*(keys := ["05.known_mixture", "05.known_active", "05.known_total"])):
         train((runs := facts_runs(num_entries=300)).values(), 85)
         keep("%", keys, [100 * run.task.known(run.model).double().mean() for run in runs.values()])
-    if lacking(*(keys := ["05.writing_speed", "05.writing_speed_active"])):
-        moe, baseline, good = decode_speed(writers(names), batch_sizes=(1,)).tokens_per_second
-        keep("times", keys, [moe / good, moe / baseline])
-    if lacking("05.training_speed"):
-        moe, _, good = (run.step for run in learners(names, times=4).values())
-        keep("times", ["05.training_speed"], [paired_ratio(good, moe, 4).median])
+    if lacking(*(keys := ["04.over_active", "04.over_good"])):
+        speedup = measure_speedups(decoders(), (1,)).frame.set_index("width").speedup
+        keep("times", keys, [speedup[1], speedup[4]])
     balanced = remedy_setting("auxiliary loss", router_aux_loss_coef=1.0)
     for keys, steps, setting in (
         (["07.dead", "07.slowdown"], 300, PRESETS["collapse"]),

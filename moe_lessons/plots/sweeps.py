@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from moe_lessons.analysis.quality import dense_families, times_the_cost
+from moe_lessons.analysis.quality import dense_families, times_as_wide, times_the_cost
 from moe_lessons.analysis.results import interval
 from moe_lessons.nn.baselines import SAME_ACTIVE, SAME_TOTAL
 from moe_lessons.plots import theme as style
@@ -31,10 +30,6 @@ from moe_lessons.plots.theme import (
 )
 
 OTHER_WIDTHS = "dense, of other widths"
-COSTS = {
-    "teraflops": "training compute, 10¹² FLOPs",
-    "minutes": "training time, minutes",
-}
 
 
 def curves(ax: Axes, frame: pd.DataFrame, x: str, y: str) -> None:
@@ -46,40 +41,56 @@ def curves(ax: Axes, frame: pd.DataFrame, x: str, y: str) -> None:
         ax.plot(line.index, line, ls=dash, marker=marker, color=color, lw=1.8, ms=5, label=model)
 
 
-def front(ends: pd.DataFrame, arrow: tuple[str, int], costs: Mapping[str, str]) -> style.LessonFigure:
-    """Draw what each model knew at the end of its training over each of its costs: dense models of every width and
+def front(ends: pd.DataFrame, arrow: tuple[str, int]) -> Axes:
+    """Draw what each model knew at the end of its training over the cost of that: dense models of every width and
     length of training, a line along the best of them, and the mixtures, those of one size joined.
 
-    ends: of `course.own_figures.priced`; arrow: from which mixture (model, steps) to the best dense model that knows as
-    much; costs: a column -> the name of its axis.
-    """
-    figure = style.LessonFigure(max(7.2, 3.6 * len(costs)), 4.8)
+    ends: of `load_ends`; arrow: from which mixture (model, steps) to the best dense model that knows as much."""
+    ax = axes_for(7.6, 4.8, "memorised facts, %", "training compute, 10¹² FLOPs")
     mixtures = [name for name in ends["model"].unique() if not name.startswith(style.DENSE)]
     mixtures.sort(key=lambda name: int(name.partition("=")[2]))
     styles = {OTHER_WIDTHS: (LIGHT.muted, "", "."), **model_styles([SAME_ACTIVE, SAME_TOTAL, *mixtures])}
+    families = dense_families(ends, "teraflops").values()
+    grid = np.unique(np.concatenate([np.geomspace(min(family), max(family), 100) for family in families]))
+    means = [np.maximum.accumulate([np.mean(known) for known in family.values()]) for family in families]
+    logs = [(np.log(grid), np.log(list(family)), mean) for family, mean in zip(families, means)]
+    best = np.nanmax([np.interp(*each, left=np.nan) for each in logs], axis=0)
+    ax.plot(grid, best, color=LIGHT.foreground, lw=1.6, zorder=1.5, label="the best dense model at each cost")
     shown = ends.assign(kind=ends["model"].where(ends["model"].isin(list(styles)), OTHER_WIDTHS))
-    for place, (cost, label) in enumerate(costs.items(), start=1):
-        ax = dress(figure.add_subplot(1, len(costs), place), "memorised facts, %", label)
-        families = dense_families(ends, cost).values()
-        grid = np.unique(np.concatenate([np.geomspace(min(family), max(family), 100) for family in families]))
-        means = [np.maximum.accumulate([np.mean(known) for known in family.values()]) for family in families]
-        logs = [(np.log(grid), np.log(list(family)), mean) for family, mean in zip(families, means)]
-        best = np.nanmax([np.interp(*each, left=np.nan) for each in logs], axis=0)
-        ax.plot(grid, best, color=LIGHT.foreground, lw=1.6, zorder=1.5, label="the best dense model at each cost")
-        for kind, (color, _, marker) in styles.items():
-            runs = shown[shown["kind"] == kind].groupby(["model", "steps"])
-            x, known = runs[cost].first(), runs["known"]
-            ax.vlines(x, known.min(), known.max(), color=color, lw=1.2, alpha=0.6)
-            ax.plot(x, known.mean(), marker, ls="-" if kind in mixtures else "", color=color, lw=1.4, ms=6, label=kind)
-        x, y = shown.groupby(["model", "steps"])[[cost, "known"]].mean().loc[arrow]
-        times = times_the_cost(ends, *arrow, cost)
-        ax.annotate("", (x * times.width, y), (x, y), arrowprops={"arrowstyle": "->", "color": LIGHT.foreground})
-        annotate(ax, f"{times.width:.1f}×", (x * times.width**0.5, y), (0, 8), ha="center", halo=LIGHT.background)
-        log_axis(ax, "x")
-        ax.grid(axis="y")
-    with rc_context(style.STYLE):
-        figure.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=4)
-    return figure
+    for kind, (color, _, marker) in styles.items():
+        runs = shown[shown["kind"] == kind].groupby(["model", "steps"])
+        x, known = runs["teraflops"].first(), runs["known"]
+        ax.vlines(x, known.min(), known.max(), color=color, lw=1.2, alpha=0.6)
+        ax.plot(x, known.mean(), marker, ls="-" if kind in mixtures else "", color=color, lw=1.4, ms=6, label=kind)
+    x, y = shown.groupby(["model", "steps"])[["teraflops", "known"]].mean().loc[arrow]
+    times = times_the_cost(ends, *arrow).width
+    ax.annotate("", (x * times, y), (x, y), arrowprops={"arrowstyle": "->", "color": LIGHT.foreground})
+    annotate(ax, f"{times:.1f}×", (x * times**0.5, y), (0, 8), ha="center", halo=LIGHT.background)
+    ax.grid(axis="y")
+    return name_over(log_axis(ax, "x"))
+
+
+def matched_widths(ends: pd.DataFrame, steps: int) -> Axes:
+    """Draw what dense models know after so many steps over their FFN width, and mixtures at their active width, each
+    joined to the width of the dense model that knows as much: the mean of the seeds, and their range.
+
+    ends: of `load_ends`, with mixtures of one active width, that of the narrowest dense model."""
+    own = ends[ends["steps"] == steps]
+    dense, mixtures = own[own["width"].notna()].groupby("width")["known"], own[own["width"].isna()]
+    x = dense.mean().index / own["width"].min()
+    ax = axes_for(7.6, 4.2, f"Memorised facts after {steps:,} steps, %", "FFN width, × active width of the MoE")
+    ax.vlines(x, dense.min(), dense.max(), color=LIGHT.foreground, lw=1.2)
+    ax.plot(x, dense.mean(), "s-", color=LIGHT.foreground, lw=1.6, ms=5, label="dense")
+    names = sorted(mixtures["model"].unique(), key=lambda name: int(name.partition("=")[2]))
+    for name, (color, _, marker) in model_styles(names).items():
+        known = mixtures[mixtures["model"] == name]["known"]
+        width = times_as_wide(ends, name, steps).width
+        ax.plot([1, width, width], [known.mean(), known.mean(), 0], ls=":", lw=1.4, color=color)
+        ax.vlines(1, known.min(), known.max(), color=color, lw=1.2)
+        ax.plot(1, known.mean(), marker, ls="", color=color, ms=7, label=name, clip_on=False, zorder=3)
+        annotate(ax, f"{width:.1f}×", (width, 0), (3, 4), halo=LIGHT.background)
+    ax.set_ylim(0, 104)
+    return name_over(log_axis(ax, "x", [1, 2, 3, 4, 6, 8], say="{:g}×".format))
 
 
 def gain_curves(results: pd.DataFrame, base: str) -> Axes:

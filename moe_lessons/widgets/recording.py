@@ -4,20 +4,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import ipywidgets as W
-import numpy as np
 import pandas as pd
 
 from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
 from moe_lessons.analysis.inference import Machine
-from moe_lessons.analysis.results import load_recording
 from moe_lessons.analysis.roofline import WEIGHT_BYTES, sizes_of
 from moe_lessons.plots.marks import Panel
-from moe_lessons.plots.panels.compared import known_panel, wall_panel
 from moe_lessons.plots.panels.passages import shares_panel
 from moe_lessons.plots.speeds import Stream, stream_panel
-from moe_lessons.plots.theme import model_inks
 from moe_lessons.support.errors import check_choice, check_number, check_positive_int, shown
-from moe_lessons.tasks import Facts
 from moe_lessons.widgets.controls import CONTROLS, control, move
 from moe_lessons.widgets.loop import event_loop, on_the_loop
 from moe_lessons.widgets.picture import Picture
@@ -64,46 +59,6 @@ class Player(Picture):
         if self.timer:
             self.timer.cancel()
         super().close()
-
-
-class WallRecording(Player):
-    """Play which facts the models of a stored sweep had memorised, from its first measurement to its last.
-
-    name: of a sweep that was recorded. A square is an entry of the book, as in `FactsLab`.
-
-    >>> WallRecording()
-    WallRecording('book_8000_6000')
-    """
-
-    def __init__(self, name: str = "book_8000_6000"):
-        self.name, self.recording = name, load_recording(name)
-        run, (first, *_) = self.recording.run, self.recording.known.values()
-        self.entries = Facts(len(first[0]), run["seed"]).entries
-        last = len(first) - 1
-        slider = W.IntSlider(last, 0, last, description="Measurement", tooltip="Each is of a later step")
-        super().__init__(f"A recording: seed {run['seed']}, made on {run['date']} ({run['cpu']})", slider, last)
-
-    @property
-    def step(self) -> int:
-        """After which step the models are shown."""
-        return self.recording.steps[self.slider.value]
-
-    def panels(self) -> list[Panel]:
-        known, shown = self.recording.known, slice(self.slider.value + 1)
-        inks, steps = model_inks(known), np.array(self.recording.steps[shown], "f4")
-        walls = [wall_panel(name, own[shown][-1], self.entries, ink) for (name, own), ink in zip(known.items(), inks)]
-        curves = {name: (steps, own[shown].sum(axis=1, dtype="f4")) for name, own in known.items()}
-        lines = known_panel(curves, len(self.entries), first_x=self.recording.steps[-1])
-        walls = [replace(own, width=12 // len(walls), title=own.title.partition(" of ")[0]) for own in walls]
-        return [*walls, replace(lines, width=12)]
-
-    def sentence(self) -> str:
-        counts = "; ".join(f"{name}: {own[self.slider.value].sum():,}" for name, own in self.recording.known.items())
-        step = f"Step {self.step:,} of {self.recording.steps[-1]:,}, memorised facts of {len(self.entries):,}"
-        return f"{step}: {counts}. Recorded by: python -m moe_lessons sweep {self.name}"
-
-    def __repr__(self) -> str:
-        return f"WallRecording({self.name!r})"
 
 
 class RoutersView(Player):

@@ -1,14 +1,13 @@
-"""The laboratories in a real browser, on a dark page: they train, a tile catches up, lamps light, a recording plays."""
+"""The laboratories in a real browser, on a dark page: they train, a tile catches up, lamps light."""
 
 import pytest
 
 from moe_lessons.plots.theme import DARK_LINES, RED
 
 SOURCES = (
-    "from moe_lessons.widgets import BalancingLab, FactsLab, WallRecording",
+    "from moe_lessons.widgets import BalancingLab, FactsLab",
     "BalancingLab(('nothing', 'auxiliary loss'), seeds=2)",
     "FactsLab(4, num_entries=8, lr=0.01)",
-    "WallRecording()",
 )
 WALLS = ("MoE", "dense, same active", "dense, same total")
 
@@ -65,13 +64,3 @@ def test_facts_light_lamps_in_the_ink_of_their_model_and_name_them(view):
     tip.wait_for()
     assert len(tip.inner_text().split(":")[0].strip()) == 4
     view.wait_for(lambda: all(lit(view, name, RED) > 0 for name in WALLS))
-
-
-def test_a_recording_plays_from_its_begin_to_its_end(notebook, view_of):
-    view = view_of(notebook.page, 2)
-    handle, picture = view.handle("Measurement"), view.picture
-    handle.focus()
-    notebook.page.keyboard.press("Home")
-    view.wait_for(lambda: "Step 150 of 6,000" in view.view.inner_text() and view.picture != picture)
-    view.button("Play").click()
-    view.wait_for(lambda: "Step 6,000 of 6,000" in view.view.inner_text() and view.picture == picture)

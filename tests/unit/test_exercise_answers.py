@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from moe_lessons import exercises, nn
-from moe_lessons.analysis import union_law
+from moe_lessons.analysis import effective_width, union_law
 from moe_lessons.exercises.lesson_09 import TRIED_TOKENS, causality_cases
 from moe_lessons.nn import Routing, SigmoidRouter, seeded
 from moe_lessons.nn.dispatch import weight_matrix
@@ -92,6 +92,7 @@ RIGHT = [
     ("causality", by_change(lambda x, t: torch.cat([x[:t], -x[t:]]))),
     ("causality", lambda layer, x: np.bool_(exercises.causality.answer(layer, x))),
     ("touched_experts", union_law),
+    ("matched_width", lambda w, q, goal: effective_width({n: [own] for n, own in zip(w, q)}, [goal]).width),
 ]
 
 

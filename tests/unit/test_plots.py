@@ -181,15 +181,22 @@ def test_the_front_has_its_points_and_the_best_dense_model_for_the_cost():
         ("MoE, E=4", None, 10, 1.0, 60),
     ]
     ends = pd.DataFrame(rows, columns=["model", "width", "steps", "flops", "known"]).assign(seed=1)
-    ends["seconds"] = ends.flops / ends.steps / 100
-    figure = sweeps.front(ends, ("MoE, E=4", 10), {"flops": "work", "seconds": "speed"})
-    work, speed = (lines(ax) for ax in figure.axes)
-    best = "the best dense model at each cost"
-    at_ends = [np.interp([0.99, 1, 2, 4, 8], *work[best].T, left=np.nan), np.interp([1e-3, 2e-3, 8e-3], *speed[best].T)]
-    np.testing.assert_allclose(at_ends[0], [np.nan, 20, 40, 60, 80], rtol=1e-3)  # 4 is half-way by its logarithm
-    np.testing.assert_allclose(at_ends[1], [30, 40, 80], rtol=1e-3)
-    np.testing.assert_allclose(work["MoE, E=4"], [(1, 60)])
-    assert [text.get_text() for text in figure.axes[0].texts] == ["", "4.0×"]
+    ax = sweeps.front(ends.assign(teraflops=ends.flops), ("MoE, E=4", 10))
+    best = lines(ax)["the best dense model at each cost"]
+    at_ends = np.interp([0.99, 1, 2, 4, 8], *best.T, left=np.nan)
+    np.testing.assert_allclose(at_ends, [np.nan, 20, 40, 60, 80], rtol=1e-3)  # 4 is half-way by its logarithm
+    np.testing.assert_allclose(lines(ax)["MoE, E=4"], [(1, 60)])
+    assert [text.get_text() for text in ax.texts] == ["", "4.0×"]
+
+
+def test_a_mixture_stands_at_its_active_width_and_leads_to_the_dense_model_that_knows_as_much():
+    rows = [("dense, same active", 64, 10, 20), ("dense, F=256", 256, 10, 60), ("MoE, E=4", None, 10, 40)]
+    ax = sweeps.matched_widths(pd.DataFrame(rows, columns=["model", "width", "steps", "known"]).assign(seed=1), 10)
+    np.testing.assert_allclose(lines(ax)["dense"], [(1, 20), (4, 60)])
+    np.testing.assert_allclose(lines(ax)["MoE, E=4"], [(1, 40)])
+    (way,) = [line.get_xydata() for line in ax.lines if len(line.get_xydata()) == 3]
+    np.testing.assert_allclose(way, [(1, 40), (2, 40), (2, 0)])  # half-way over the logarithm of the width
+    assert [text.get_text() for text in ax.texts] == ["2.0×"]
 
 
 def test_width_curves_have_the_range_of_the_seeds_and_end_at_the_widest():

@@ -5,11 +5,10 @@ import pandas as pd
 import pytest
 from live_tools import mark, on_a_loop, words
 
-from moe_lessons.analysis.results import load_results
 from moe_lessons.nn import SAME_ACTIVE
 from moe_lessons.plots.marks import Bars, Cells, Lamps, Line, Points
 from moe_lessons.training import facts_runs, train
-from moe_lessons.widgets import CollapseLab, FactsLab, FutureLab, RoutersView, WallRecording
+from moe_lessons.widgets import CollapseLab, FactsLab, FutureLab, RoutersView
 
 
 @on_a_loop
@@ -52,18 +51,6 @@ def test_the_lamps_are_those_of_the_last_step_and_it_says_how_many_times_as_many
     _, known = lab.readings[-1]
     known["MoE"][:90], known[SAME_ACTIVE][:20] = True, True
     assert " 90 of 1,000 facts" in lab.words() and " 4.5 times " in lab.words()
-
-
-def test_a_recording_shows_which_facts_its_models_knew_at_each_measurement():
-    view, stored = WallRecording(), load_results("book_8000_6000").query("seed == 1")
-    for place in (39, 7):
-        view.slider.value = place
-        known = stored.query(f"step == {view.step}").set_index("model").known[list(view.recording.known)]
-        assert [mark(view, i, Lamps).lit.sum() for i in range(4)] == list(known) and len(known) == 4
-        assert f"{known['MoE, E=16']:,}" in words(view) and f"Step {view.step:,} of 6,000" in words(view)
-        assert mark(view, 4, Line, 3).x.tolist() == view.recording.steps[: place + 1]
-    with pytest.raises(ValueError, match="name must be that of a sweep with a recording, .* got 'rates'"):
-        WallRecording("rates")
 
 
 def test_a_view_of_routers_shows_the_layers_in_shares_of_each_row():

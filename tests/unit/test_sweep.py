@@ -141,8 +141,6 @@ def test_the_models_are_what_their_names_say(of):
     L, D, F, K = (study.sizes[key] for key in ("num_layers", "d_model", "d_ff", "top_k"))
     for name in sweep.SWEEPS[of].rates:
         count, number = count_parameters(study.make_model(name)), int(name.partition("=")[2] or 0)
-        wide = replace(study, times=3).make_model(name).config
-        assert wide.d_model == 3 * D and wide.d_ff == 3 * study.make_model(name).config.d_ff
         if name == SAME_TOTAL:
             moe = count_parameters(study.make_model(f"MoE, E={study.num_experts}")).total
             assert count.total == moe - L * D * study.num_experts
@@ -191,7 +189,6 @@ def test_what_is_stored_belongs_to_the_sweeps_of_the_code():
     for name, one in sweep.SWEEPS.items():
         header, *runs = rows_of(name)
         assert header == one.header(name) and sorted(keys(runs)) == sorted(one.table()), name
-        assert {run["model"] for run in runs if "lamps" in run} == set(one.recorded)
     assert rows_of("collapse")[0] == make_collapse_map.header()
     for name, one in make_plane_sweeps.SWEEPS.items():
         header, *stored = rows_of(name)

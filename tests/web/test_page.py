@@ -332,10 +332,6 @@ def test_the_wall_of_facts_says_what_is_wrong_and_goes_on(visit):
     assert own.page.locator(".moe-trouble").inner_text() == "" and max(own.measured()) < 100
     own.button("Play").click()
     own.button("Pause").wait_for()
-    own.button("Play the recording of the whole training").click()
-    live = own.page.locator("[data-moe=wall]")
-    live.get_by_role("button", name="Play", exact=True).wait_for()  # the recording has a button, too
-    own.page.locator("[data-moe=recording]").get_by_text("A recording of a real run").wait_for()
 
 
 def test_hints_go_when_they_are_followed(visit):

@@ -14,9 +14,8 @@ export class Playground {
    * @param {import("./parts.js").Place} place
    * @param {Settings} settings
    * @param {string} worker the module that trains
-   * @param {HTMLElement[]} more buttons
    */
-  constructor(place, settings, worker = "worker.js", more = []) {
+  constructor(place, settings, worker = "worker.js") {
     Object.assign(this, { place, settings, say: place.say, isPlaying: false, hear: () => {} });
     this.play = button("Play", "Start or pause the training", () =>
       this.ask(this.isPlaying ? "pause" : "play"),
