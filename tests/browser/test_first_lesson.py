@@ -23,15 +23,15 @@ def test_after_run_all_the_first_view_is_seen_training_and_nothing_answers_a_pre
     lesson.run_all()
     seen = page.evaluate("seen")
     assert all(is_in_sight for is_in_sight, _ in seen) and len({step for _, step in seen}) > 3, seen[:20]
-    assert lab.ask("00_welcome.ipynb", "collapse.step") == 150  # a cell waited for it
+    assert lab.ask("00_welcome.ipynb", "collapse.step") == 200  # a cell waited for it
     views = page.locator(".moe-canvas")
     count = views.count()
     expect(note).to_be_hidden()
-    page.locator(".moe-question", has_text="After 150 steps").get_by_role("radio").nth(1).check()
+    page.locator(".moe-question", has_text="After 200 steps").get_by_role("radio").nth(1).check()
     expect(page.get_by_text("You predicted: some of them.")).to_have_count(1)
     expect(note).to_be_visible()
     expect(views).to_have_count(count + 1)
-    view_of(page, count).wait_step(150)
+    view_of(page, count).wait_step(200)
     assert lesson.cell_errors() == [] and lesson.errors == []
 
 

@@ -1,9 +1,9 @@
 """What lesson 00 says under 'What to notice', measured as the lesson does it, over several seeds."""
 
 from copy import deepcopy
-from dataclasses import replace
 from statistics import mean, median
 
+import numpy as np
 import pytest
 import torch
 from everywhere import seeds
@@ -16,11 +16,6 @@ from moe_lessons.training import PRESETS, PlaneSetting, SeedBand, plane_runs, tr
 SEEDS = seeds(6)
 MANY_SEEDS = [*seeds(10), *seeds(10, first=100)]
 COLLAPSE = PlaneSetting(top_k=1, router_aux_loss_coef=0.0, router_start="soft spread")
-
-
-def trained(band: SeedBand, steps: int = 150) -> SeedBand:
-    train(band, steps)
-    return band
 
 
 @pytest.fixture(scope="module")
@@ -93,24 +88,17 @@ def test_faster_than_the_one_in_between():
     assert 3 < found.low < found.width < found.high < 7
 
 
-@pytest.fixture(scope="module")
-def collapsed() -> SeedBand:
-    """The mixture of section 4, after four times its 150 steps, from each of the 20 seeds that the lesson names."""
-    return trained(SeedBand(COLLAPSE, MANY_SEEDS), 600)
-
-
 @pytest.mark.claim("some-experts-starve-never-all-but-one")
-def test_some_experts_starve_never_all_but_one(collapsed):
-    records = collapsed.records
+def test_some_experts_starve_never_all_but_one():
+    """Section 3, after three times its 200 steps, from each of the 20 seeds that the lesson names."""
+    band = SeedBand(COLLAPSE, MANY_SEEDS)
+    train(band, 600)
+    records = band.records
     assert records[0].dead.max() == 0  # an even share at the start
     assert (records[9].dead >= 1).mean() > 0.8  # within ten steps
-    for step in (150, 600):
+    for step in (200, 600):
         dead = records[step - 1].dead  # (seeds,) of 8
         assert ((dead >= 2) & (dead <= 4)).mean() > 0.8 and dead.max() < 7
-
-
-@pytest.mark.claim("a-sure-start-loses-few")
-def test_a_sure_start_loses_few(collapsed):
-    assert 2 < SeedBand(replace(COLLAPSE, router_start="random"), MANY_SEEDS).step().dead.mean() < 4  # born dead
-    dead = trained(SeedBand(replace(COLLAPSE, router_start="spread"), MANY_SEEDS)).records[-1].dead
-    assert dead.mean() < 1.5 and dead.mean() < collapsed.records[149].dead.mean() - 1
+    starved = records[9].loads < 0.01  # (seeds, E)
+    back = starved & (np.mean([record.loads for record in records[180:200]], axis=0) > 0.01)
+    assert back.any(axis=1).sum() >= 3 and back.sum() < 0.4 * starved.sum()  # some return, most do not
