@@ -158,21 +158,3 @@ def modern_models() -> pd.DataFrame:
     frame = pd.read_csv(data_path("modern_models.csv")).fillna({"balancing": "", "note": ""})
     day = frame.release_date.where(frame.release_date.str.len() > len("2025-01"), frame.release_date + "-15")
     return frame.assign(day=pd.to_datetime(day)).sort_values("day", ignore_index=True)
-
-
-def designs_by_year(models: pd.DataFrame) -> pd.DataFrame:
-    """Summarise `modern_models`, a row for each year: medians of E / K and F / D, and how many releases have what."""
-    year = models.day.dt.year.rename("year")
-    width, stated = models.d_ff / models.d_model, models.balancing.ne("")
-
-    def share(has: pd.Series, of: pd.Series) -> pd.Series:
-        return (has & of).groupby(year).sum().astype(str) + " of " + of.groupby(year).sum().astype(str)
-
-    return pd.DataFrame({
-        "releases": year.value_counts(),
-        "E / K, median": (models.num_experts / models.top_k).groupby(year).median().round(1),
-        "F / D, median": width.groupby(year).median().round(2),
-        "F < D": share(width < 1, width.notna()),
-        "shared experts": share(models.shared_experts > 0, models.day.notna()),
-        "expert bias (where found)": share(models.balancing.str.startswith("bias"), stated),
-    })  # fmt: skip

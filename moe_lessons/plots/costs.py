@@ -27,7 +27,7 @@ def designs_over_time(frame: pd.DataFrame, named: Collection[str] = ()) -> style
     median of each year. Full: with shared experts; the colour says how the load is balanced."""
     figure, titles = style.LessonFigure(9.6, 7), ("Sparsity E / K", "Width of an expert over that of the model, F / D")
     ways = np.select([frame.balancing.str.startswith(way) for way in ("bias", "aux")], [4, 3], 5)  # their ink
-    labels = {3: "auxiliary loss", 4: "expert bias (by maker or code)", 5: "balancing not stated"}
+    labels = {3: "auxiliary loss (by maker or code)", 4: "expert bias (by maker or code)", 5: "balancing not stated"}
     for place, y in enumerate((frame.num_experts / frame.top_k, frame.d_ff / frame.d_model)):
         ticks = ((4, 8, 16, 32, 64, 128), (0.25, 0.5, 1, 2, 4))[place]
         ax = style.dress(figure.add_subplot(2, 1, place + 1), titles[place])

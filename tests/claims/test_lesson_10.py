@@ -1,16 +1,18 @@
 """What lesson 10 says under 'What to notice': of mixtures by date, and of finer experts in stored sweeps and anew."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from everywhere import seeds
 
 from data.make_sweeps import MODERN_TEXT
-from moe_lessons.analysis import Ratio, flops_per_token
+from moe_lessons.analysis import flops_per_token
 from moe_lessons.analysis.counting import modern_models
 from moe_lessons.analysis.results import interval, last_of, load_results
-from moe_lessons.analysis.timing import take_turns
-from moe_lessons.nn import MoE, seeded
+from moe_lessons.analysis.timing import paired_ratio
+from moe_lessons.nn import MoE, TopKRouter, seeded
 from moe_lessons.training import Run
 
 FINE, SCALED = "4 times as fine", "4 times as fine, scaled"
@@ -38,12 +40,12 @@ def test_finer_sparser_shared_and_a_bias(first_only):
     assert (width[models.day.dt.year < 2025] > 3).sum() >= 3 and width[models.day.dt.year >= 2025].max() < 2
     assert width.groupby(models.day.dt.year).median()[[2025, 2026]].between(0.35, 0.47).all()
     shared = year.shared_experts.agg(lambda own: (own > 0).mean())
-    assert shared[2024] <= 0.4 < shared[2025] and shared[2026] > 0.85
+    assert shared[2024] < 0.5 < shared[2025] and shared[2026] > 0.85
     bias = models[models.balancing.str.startswith("bias")]
     assert bias.name.iloc[0] == "DeepSeek-V3" and str(bias.day.iloc[0])[:7] == "2024-12"
     stated = models[(models.day.dt.year >= 2025) & (models.balancing != "")]
     assert stated.balancing.str.startswith("bias").mean() > 0.7
-    assert first_only or len(models) == 58 and (year.shared_experts.agg(lambda own: (own > 0).sum())[2024] == 6)
+    assert first_only or len(models) == 58
 
 
 @pytest.mark.claim("a-mean-of-four-times-as-many-outputs-is-half-as-long")
@@ -69,14 +71,18 @@ def mean_length(experts, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.alone
 @pytest.mark.claim("finer-experts-take-longer-for-the-same-work")
+@torch.no_grad()
 def test_finer_experts_take_longer_for_the_same_work():
-    ratios = []
-    for seed in seeds(3, first=1):
-        classical, *fine = (start(name, seed) for name in ("classical", FINE, SCALED))
-        assert 1 < flops_per_token(fine[0].model) / flops_per_token(classical.model) < 1.1
-        base, *times = take_turns([run.step for run in (classical, *fine)], repeats=7)
-        ratios.append([Ratio.of(own, base).median for own in times])
-    assert np.median(ratios, axis=0).min() > 1.1
+    ratios, norms = [], []
+    for seed in seeds(5, first=1):
+        classical, fine = (start(name, seed).model for name in ("classical", SCALED))
+        assert 1 < flops_per_token(fine) / flops_per_token(classical) < 1.1
+        with seeded(seed):
+            x, block = torch.randn(1000, 64), MoE(64, 32, 8, 2)
+            own = MoE(64, 8, 32, 8, router=partial(TopKRouter, routed_scaling_factor=2.0))
+        norms.append(own(x)[0].norm() / block(x)[0].norm())
+        ratios.append(paired_ratio(partial(own, x), partial(block, x)).median)
+    assert np.median(ratios) > 1.1 and 0.85 < min(norms) and max(norms) < 1.2
 
 
 @pytest.mark.claim("finer-experts-need-their-scale")
