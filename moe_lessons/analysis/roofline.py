@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moe_lessons.analysis.counting import TransformerShape
+from moe_lessons.analysis.counting import ParameterCount, TransformerShape
 from moe_lessons.analysis.inference import Machine, union_law
 from moe_lessons.support.data import data_path
 from moe_lessons.support.errors import check_positive_int, check_top_k
@@ -69,6 +69,14 @@ class ModelSizes:
     def active(self) -> int:
         """Count all but the routed experts that a token does not visit."""
         return round(self.total - sum(group.idle(group.top_k) for group in self.groups))
+
+    def parameters(self) -> dict[str, ParameterCount]:
+        """Count by part the parameters, and those that a token uses."""
+        routed = sum(group.layers * group.size for group in self.groups)
+        counts = {"embedding": self.looked_up, "router": self.router, "shared experts": self.shared}
+        counts["attention and other"] = self.total - routed - sum(counts.values())
+        experts = ParameterCount(routed, routed - self.total + self.active)
+        return {"experts": experts} | {name: ParameterCount(count, count) for name, count in counts.items()}
 
     @property
     def ffn(self) -> int:

@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.dates import date2num
 
 from moe_lessons.analysis.counting import ParameterCount, TransformerShape
-from moe_lessons.analysis.inference import union_law
 from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, ModelSizes, on_machine
 from moe_lessons.plots import theme as style
 from moe_lessons.plots.marks import Arrows, Axis, Boxes, Panel, Parts, Table
@@ -19,7 +18,6 @@ from moe_lessons.plots.theme import LIGHT, PALETTE, TEXT_SIZE, axes_for, log_axi
 
 MODEL_PARTS = ("experts", "attention", "embedding", "head", "shared experts", "router", "attention scores", "norms")
 MODEL_PART_COLORS = dict(zip(MODEL_PARTS, PALETTE)) | {"FFN": PALETTE[0], "attention and other": PALETTE[1]}
-MODEL_PART_COLORS |= {"dense layers": PALETTE[6], "embedding and head": PALETTE[2]}
 
 
 def designs_over_time(frame: pd.DataFrame, named: Collection[str] = ()) -> style.LessonFigure:
@@ -99,9 +97,6 @@ def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machi
     columns = []
     for m in models.values():
         there, cache = on_machine(m, machine, dtype, context, batch), CACHE_BYTES[dtype] * batch * m.cache(context)
-        group = next((group for group in m.groups if group.is_met), None)
-        from_batch = there["arithmetic_batch"]
-        touched = group and union_law(group.num_experts, group.top_k, batch)
         column = {
             "total parameters": short_number(m.total),
             "active parameters": short_number(m.active),
@@ -111,10 +106,8 @@ def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machi
             f"KV cache of {of} of {context:,} tokens": "not counted" if m.cached is None else size_words(cache),
             fits: "yes" if there["fits"] else "no",
             f"{context:,}-token sequences that fit": "not counted" if there["texts"] is None else f"{there['texts']:,}",
-            "experts loaded per layer and step": f"{touched:.3g} of {group.num_experts}" if group else "no experts",
             "weights loaded per step": size_words(WEIGHT_BYTES[dtype] * m.read(batch)),
             f"tokens/s at batch size {batch:,}": _three_digits(there["tokens_per_second"]),
-            "compute-bound from batch size": "never" if from_batch is None else f"{from_batch:,}",
         }
         columns.append({name: text for name, text in column.items() if "fit" not in name or machine.memory_bytes > 0})
     cells = [[column[name] for column in columns] for name in columns[0]]

@@ -135,7 +135,7 @@ class CostCalculator(Picture):
     def panels(self) -> list[Panel]:
         machine = self.inputs["machine"].value
         title = f"What it costs on {'' if machine == OWN else 'one '}{machine}"
-        costs = Panel(title, [self.table()], width=12, height=350)
+        costs = Panel(title, [self.table()], width=12, height=300)
         return [replace(parameter_panel(self.parts()), width=12, height=150), costs]
 
     def table(self) -> Table:
@@ -147,17 +147,10 @@ class CostCalculator(Picture):
 
     def parts(self) -> dict[str, ParameterCount]:
         """Return where the parameters are; of a published model in fewer parts."""
-        if self.is_slid:
-            return self.shape.parameters()
-        sizes = self.sizes
-        routed = sum(group.layers * group.size for group in sizes.groups)
-        counts = {"embedding": sizes.looked_up, "router": sizes.router, "shared experts": sizes.shared}
-        counts["attention and other"] = sizes.total - routed - sum(counts.values())
-        experts = ParameterCount(routed, routed - sizes.total + sizes.active)
-        return {"experts": experts} | {name: ParameterCount(count, count) for name, count in counts.items()}
+        return (self.shape if self.is_slid else self.sizes).parameters()
 
     def sentence(self) -> str:
-        total, active, share, flops, weights, cache, *fits, _, _, speed, _ = (row[0] for row in self.table().cells)
+        total, active, share, flops, weights, cache, *fits, _, speed = (row[0] for row in self.table().cells)
         _, batch, machine, kind = (self.inputs[name].value for name in SETTINGS)
         sequences = f"{batch:,} sequences" if batch > 1 else "one sequence"
         does = {("yes",): "They fit into one", ("no",): "They do not fit into one", (): "On"}[tuple(fits[:1])]

@@ -68,7 +68,8 @@ class ParameterMap(Player):
         maps = [self.drawn(token, title.format(token), caption=said, **size) for token, said in shown.items()]
         steps, alone = np.arange(1, PASSING_TOKENS + 1), np.full(PASSING_TOKENS, self.sizes.active / 1e9)
         marks = [Line(steps, self.together / 1e9, "all tokens so far", 0), Line(steps, alone, "one token", 3)]
-        marks += [Rule(y=self.sizes.total / 1e9, name="total"), *(Rule(n, kind="mark") for n in shown)]
+        marks += [Rule(y=self.sizes.total / 1e9, name="total")]
+        marks += [Rule(n, kind="mark") for n in shown if not static_mode()]
         x, y = Axis(1, PASSING_TOKENS, "tokens", [(n, str(n)) for n in (1, 4, 8, 12, 16)]), Axis(0, 1.1 * marks[2].y)
         size["width"] = 12 - size["width"] * len(maps)
         return [*maps, Panel("Parameters used, in billions", marks, x, y, **size)]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_tools import mark
 
-from moe_lessons.analysis import Machine, published_models, union_law
+from moe_lessons.analysis import Machine, published_models
 from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
 from moe_lessons.analysis.roofline import published_sizes, sizes_of, step_seconds
 from moe_lessons.hub import ConfigCalculator
@@ -103,12 +103,10 @@ def test_the_sentence_and_the_table_by_the_roofline_of_lesson_04(cost):
     move(cost, context_length=0)
     read = 2 * (12_879_925_248 - 32000 * 4096)  # bytes: all active weights but the embedding, a look-up
     assert cells(cost, "tokens/s")[0] == f"{3.35e12 / read:.3g}"
-    assert cells(cost, "compute-bound")[1:] == ["296"] * 2 and 295 < 989.4 / 3.35 < 296
     assert cells(cost, "fits") == ["no", "yes", "no"]
     move(cost, context_length=4096, batch_size=64)
     seconds = step_seconds(cost.sizes, Machine(3.35e12, 989.4e12), "bfloat16", 64, 4096)
     assert cells(cost, "tokens/s at batch size 64")[0] == f"{64 / seconds:,.0f}"
-    assert cells(cost, "experts loaded per layer and step")[0] == f"{union_law(8, 2, 64):.3g} of 8"
     assert "34.4 GB of KV cache for 64 sequences" in cost.sentence()
     move(cost, weights="4-bit")
     assert cells(cost, "fits")[0] == "yes" and cells(cost, "weights")[0] == "23.4 GB"
