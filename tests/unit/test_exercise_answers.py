@@ -118,7 +118,7 @@ WRONG = [
     ("card_design", lambda: (8, 8, 2176), "With E = K every token uses"),
     ("card_design", lambda: (8, 2, 9216), "more than 3.0 B.* You have 11.3 B parameters, 3.10 B active"),
     ("card_design", lambda: (16, 2, 8192), "The weights alone do not fit"),
-    ("card_design", lambda: (8, 1, 9000), "2.5 B at least"),
+    ("card_design", lambda: (8, 1, 8500), "2.5 B at least"),
     ("card_design", lambda: (9, 2, 8192), "not with the KV cache beside them"),
     ("card_design", lambda: (4, 2, 8192), "20 GB at least"),
     ("card_design", lambda: (8, 9, 100), "no such model: top_k"),
