@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from moe_lessons.analysis.inference import Machine, union_law
 from moe_lessons.analysis.roofline import WEIGHT_BYTES, ModelSizes, step_seconds
 from moe_lessons.analysis.speedup import Speedups
-from moe_lessons.analysis.step_parts import MISSED, PARTS
+from moe_lessons.analysis.step_parts import PARTS
 from moe_lessons.plots.marks import Axis, Boxes, Heat, Panel, Points
 from moe_lessons.plots.theme import LIGHT, LessonFigure, annotate, axes_for, dress, log_axis, model_inks, name_over
 
@@ -26,18 +26,18 @@ KINDS = {"one text": ("o", 0), "full load": ("s", 3), "training": ("D", 4)}  # m
 
 
 def plot_step_parts(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw where the time of a step goes, by `analysis.step_parts`: bars in milliseconds."""
+    """Draw where the time of a step goes, by `analysis.step_parts`: bars as long as the whole step, in milliseconds, with
+    the shares of its parts."""
     rows = frame.batch.rank(method="dense").astype(int) - 1 + np.arange(len(frame))  # a gap after each batch
     ax = LessonFigure(9, 1.1 + 0.27 * rows.max()).add_subplot() if ax is None else ax
     dress(ax, "Time of a decoding step, by part", "milliseconds")
-    left = 0 * frame.whole
+    left, scale = 0 * frame.whole, frame.whole / frame[list(PARTS)].sum(axis=1)
     for part, color in PART_COLORS.items():
-        ax.barh(rows, frame[part], 0.8, left, color=color, label=part)
-        left += frame[part]
+        ax.barh(rows, scale * frame[part], 0.8, left, color=color, label=part)
+        left += scale * frame[part]
     ax.vlines(frame.promise, rows - 0.5, rows + 0.5, LIGHT.foreground, lw=2.4, label=LOADING)
-    for row, end, whole, missed in zip(rows, np.maximum(left, frame.promise), frame.whole, frame.missed):
-        off = f", its parts are {missed:+.0%}" if abs(missed) > MISSED else ""
-        annotate(ax, f"{whole:.3g} ms{off}", (end, row), (5, 0))
+    for row, end, whole in zip(rows, np.maximum(left, frame.promise), frame.whole):
+        annotate(ax, f"{whole:.3g} ms", (end, row), (5, 0))
     ax.set_yticks(rows, [f"B = {batch}: {model}" for batch, model in zip(frame.batch, frame.model)])
     ax.set(xlim=(0, 1.15 * left.max()), ylim=(rows.max() + 0.6, -0.6))
     return name_over(ax)
@@ -139,14 +139,15 @@ def stream_panel(streams: Mapping[str, Stream], seconds: float) -> Panel:
     for row, ((name, stream), ink) in zip(range(0, ROWS * len(streams), ROWS), zip(streams.items(), inks)):
         number = max(0, math.ceil(seconds / stream.step - 0.1) - 1)  # what has just ended is still shown
         passed, x, start = 1000 * (seconds - number * stream.step), 0, 0
+        gap = 30 * min(long for _, long in stream.parts)  # 3 % of the smallest box
         for place, ((text, long), is_read) in enumerate(zip(stream.parts, stream.read(number))):
             long, says = 1000 * long, f"{1000 * long:.3g} ms to load"
             expert, fill = (place - 1, 3) if place and stream.experts else (-1, 4 + ink if place else 2)
             full = min(max(passed - start, 0), long) if is_read else 0
             start += long * is_read
             for wide, kind, says_it in ((long, 1, 2 * full < long), (full, fill, 2 * full >= long)):
-                place_of = x + 0.97 * wide / 2, row, 0.97 * wide, 0.8
-                boxes += [(place_of, text if says_it else "", kind, expert, says)] if wide else []
+                place_of = x + (wide - gap) / 2, row, wide - gap, 0.8
+                boxes += [(place_of, text if says_it else "", kind, expert, says)] if wide > gap else []
             x += long
         times = {"loading": 1000 * stream.reading, "arithmetic": 1000 * stream.computing}
         for below, (part, whole) in enumerate(times.items(), 1):
