@@ -14,7 +14,7 @@ from moe_lessons.support.errors import check_choice, check_seed, check_top_k, sh
 from moe_lessons.tasks import BYTE_CLASSES, byte_class, encode
 from moe_lessons.training.run import check_output
 
-ASKED = ["token", "token | domain", "domain", "domain | token"]  # what an expert may tell of its tokens
+ASKED = ["token", "domain", "domain | token"]  # what an expert may tell of its tokens
 REAL_MODELS = {"olmoe": "OLMoE-1B-7B", "mistral": "Mixtral 8x7B"}  # names in real_routing.csv, and here
 
 
@@ -91,18 +91,18 @@ def routing_counts(trace: pd.DataFrame) -> dict[int, pd.DataFrame]:
 
 def known_shares(trace: pd.DataFrame) -> pd.DataFrame:
     """Say in each layer (a row) which share of what there is to know an expert tells: of the token, here its byte, of
-    the token given its domain, of the domain, and of the domain given the token. See `known_share`."""
+    the domain, and of the domain given the token. See `known_share`."""
     top_k, rows = len(_experts(trace)), {}
     for layer, own in _assignments(trace, "layer", "byte", "domain").groupby("layer"):
         token, domain, expert = own["byte"], own["domain"], own["expert"]
-        asked = (token, expert), (token, expert, domain), (domain, expert), (domain, expert, token)
+        asked = (token, expert), (domain, expert), (domain, expert, token)
         rows[layer] = [known_share(_counted(*labels), top_k) for labels in asked]
     return pd.DataFrame.from_dict(rows, orient="index", columns=ASKED)
 
 
 def real_known_shares() -> dict[str, pd.DataFrame]:
     """Read the same of two real models: model -> a row for each layer, from real_tokens.csv."""
-    columns = [f"{name}_share" for name in ("token", "token_given_domain", "domain", "domain_given_token")]
+    columns = [f"{name}_share" for name in ("token", "domain", "domain_given_token")]
     table = pd.read_csv(data_path("real_tokens.csv")).set_index(["model", "layer"])[columns].set_axis(ASKED, axis=1)
     return {name: table.loc[key] for key, name in REAL_MODELS.items()}
 

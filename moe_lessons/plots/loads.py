@@ -16,19 +16,19 @@ from moe_lessons.plots import theme as style
 from moe_lessons.plots.still import two_ways
 from moe_lessons.plots.theme import LIGHT, PALETTE, RED, LessonFigure, annotate, axes_for, dress, ink_on, name_over
 
-INKS = [LIGHT.lines[i] for i in (0, 3, 5, 4)]  # of what is asked about, and of what it is compared with
+INKS = [LIGHT.lines[i] for i in (0, 5, 4)]  # of the token, of the domain, and of the domain given the token
 
 
-def bars_by_layer(tables: Mapping[str, pd.DataFrame], ylabel: str, title: str) -> Axes:
-    """Draw a group of bars for each layer of each table, tables: name -> a row for each layer, a column for each bar.
-    The first column is what is asked about, the others are what it is compared with."""
+def known_share_bars(tables: Mapping[str, pd.DataFrame]) -> Axes:
+    """Draw in percent what an expert tells about its tokens, tables: model -> `analysis.known_shares`, a group of bars
+    for each layer."""
     starts = np.cumsum([0, *(len(table) + 0.6 for table in tables.values())])
-    ax = axes_for(min(max(7.6, 1.6 + 0.62 * starts[-1]), 11), 2.9, title, ylabel=ylabel)
+    ax = axes_for(7.6, 2.9, "What an expert tells about its tokens", ylabel="% of the possible information")
     places = np.concatenate([start + np.arange(len(table)) for start, table in zip(starts, tables.values())])
     rows = pd.concat(tables.values())
     width = 0.8 / len(rows.columns)
     for i, (name, color) in enumerate(zip(rows, INKS)):
-        ax.bar(places + (i + 0.5) * width - 0.4, rows[name], width, color=color, label=name)
+        ax.bar(places + (i + 0.5) * width - 0.4, 100 * rows[name], width, color=color, label=name)
     ax.axhline(0, lw=0.8, color=LIGHT.grid)
     ax.set_xticks(places, [f"layer {layer}" for layer in rows.index])
     options = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "top", "weight": "bold"}

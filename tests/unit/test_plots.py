@@ -108,8 +108,8 @@ def test_a_row_for_each_token_and_no_colour_where_there_is_no_share():
 
 def test_each_number_of_a_layer_is_a_bar():
     bits = pd.DataFrame({"trained": [2.0, 1.5, 1.0], "shuffled": [0.0, 0.1, -0.1]}, index=[0, 1, 2])
-    ax = loads.bars_by_layer({"byte": bits, "domain": bits.iloc[:2] / 2}, "bits", "Bits")
-    given = [*bits.to_numpy().ravel(), *(bits.iloc[:2] / 2).to_numpy().ravel()]
+    ax = loads.known_share_bars({"byte": bits, "domain": bits.iloc[:2] / 2})
+    given = [*(100 * bits).to_numpy().ravel(), *(50 * bits.iloc[:2]).to_numpy().ravel()]
     assert heights(sorted(ax.patches, key=lambda bar: bar.get_x())) == given
 
 
