@@ -1,7 +1,6 @@
 """Figures of many runs: what models cost and know, what more experts bring, where experts die, how fast they are."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -182,28 +181,25 @@ def dead_curves(dead: Mapping[str, Sequence], steps: Sequence[int] | None = None
     return plot(Panel("Dead experts: mean of the seeds, and their range", marks, *axes), width=7.6, height=3.4)
 
 
-def collapse_map(cells: pd.DataFrame, own: Mapping[str, Any]) -> Figure:
-    """Draw the dead experts of `analysis.results.load_collapse_map` at step 300 (colour, number) and at step 600
-    (small), and in a frame a run of one's own: start, weights, lr, dead (S,)."""
+def collapse_map(cells: pd.DataFrame, ours: tuple[str, str, float]) -> Figure:
+    """Draw the dead experts of `analysis.results.load_collapse_map` at step 600, and in a frame one setting: its start,
+    weights and lr."""
     starts, weights, rates = (list(cells[name].unique()) for name in ("start", "weights", "lr"))
-    dead = cells.set_index(["step", "weights", "start", "lr"])["dead"].sort_index()
+    dead = cells[cells.step == 600].set_index(["weights", "start", "lr"])["dead"].sort_index()
     shades = LinearSegmentedColormap.from_list("dead", [LIGHT.background, style.RED])
     figure = style.LessonFigure(2.8 * len(weights), 3.8)
     for ax, of in zip(figure.subplots(1, len(weights), sharey=True), weights):
         dress(ax, of, "learning rate", "router initialisation" if of == weights[0] else "")
-        values, later = (dead[step, of].unstack().loc[starts, rates].to_numpy(float) for step in (300, 600))
+        values = dead[of].unstack().loc[starts, rates].to_numpy(float)
         ax.imshow(values, cmap=shades, vmin=0, vmax=5, aspect="auto")
         for (row, column), value in np.ndenumerate(values):
-            annotate(ax, f"{value:.1f}", (column, row), (0, 6), ha="center", fontsize=13, weight="bold")
-            annotate(ax, f"{later[row, column]:.1f}", (column, row), (0, -11), ha="center")
-        if of == own["weights"]:
-            x, row = np.interp(np.log(own["lr"]), np.log(rates), range(len(rates))), starts.index(own["start"])
-            options = {"fc": "none", "ec": LIGHT.foreground, "lw": 3, "clip_on": False, "zorder": 4}
-            ax.add_patch(Rectangle((x - 0.48, row - 0.48), 0.96, 0.96, **options))
-            annotate(ax, f"yours {np.mean(own['dead']):.1f}", (x, row - 0.36), ha="center")
+            annotate(ax, f"{value:.1f}", (column, row), (0, 0), ha="center", va="center", fontsize=13)
+            if (starts[row], of, rates[column]) == ours:
+                options = {"fc": "none", "ec": LIGHT.foreground, "lw": 3, "clip_on": False, "zorder": 4}
+                ax.add_patch(Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, **options))
         ax.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
         ax.set_yticks(range(len(starts)), starts)
         ax.spines[:].set_visible(False)
-    words = "Dead experts of 8: bold at step 300, small at step 600; in the frame your own run"
+    words = "Dead experts of 8 at step 600, mean of ten seeds; in the frame the setting of section 1"
     figure.suptitle(words, x=0.01, ha="left", fontsize=style.TEXT_SIZE, color=LIGHT.foreground)
     return figure

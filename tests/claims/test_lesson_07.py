@@ -68,11 +68,6 @@ def test_a_balanced_router_loses_experts(band):
         assert each.min() >= 2 and each.max() <= 5 and each.mean() > 3
         assert dead[5:25].mean() > 0.6 * each.mean()  # most of them within 25 steps
         assert dead_at(band, step)[dead_at(band, 40)].mean() > 0.9  # and they stay
-    for start, p, rivals in (("soft spread", 0.3, 0.55), ("spread", 0.61, 0.88)):
-        runs = [watched_run(replace(COLLAPSE, router_start=start), seed) for seed in SEEDS]
-        probs = torch.cat([weight_gradients(run)[0] for run in runs]).sort(dim=1).values  # (T, E)
-        two = probs[:, 5:7].sum(dim=1) / probs[:, :7].sum(dim=1)  # (T,) the runner-ups' share of what the others get
-        assert abs(probs[:, 7].mean() - p) < 0.05 and abs(two.mean() - rivals) < 0.05
 
 
 @pytest.mark.claim("imbalance-costs-time")
@@ -164,24 +159,24 @@ def test_what_decides():
         assert still[0].max() < 0.5 and 2.5 < still[1].min() < still[1].max() < 3.6  # alive or dead, as they began
     others = band_of(replace(COLLAPSE, router_start="spread"), False, seeds(10, first=10))
     assert dead_at(run_of(others, 300), 300).sum(axis=1).mean() < 2  # other seeds than the stored
-    assert dead("soft spread", 20, *one)[0] < 0.3 < 2.3 < dead("soft spread", 20, *one)[-1]  # the rate decides when
+    for start, p, rivals in (("soft spread", 0.3, 0.55), ("spread", 0.61, 0.88)):
+        runs = [watched_run(replace(COLLAPSE, router_start=start), seed) for seed in SEEDS]
+        probs = torch.cat([weight_gradients(run)[0] for run in runs]).sort(dim=1).values  # (T, E)
+        two = probs[:, 5:7].sum(dim=1) / probs[:, :7].sum(dim=1)  # (T,) the runner-ups' share of what the others get
+        assert abs(probs[:, 7].mean() - p) < 0.05 and abs(two.mean() - rivals) < 0.05
 
 
 @pytest.mark.claim("collapse-in-a-language-model")
 def test_collapse_in_a_language_model():
     runs = load_results("source_dead")
-    layers = np.array([[len(own) for own in dead] for dead in runs.dead])  # (readings, layers)
-    runs["all"], runs["last"] = layers.sum(axis=1), layers[:, -1]
+    runs["all"] = [sum(map(len, dead)) for dead in runs.dead]
     dead, loss = (runs.pivot(index="step", columns=["model", "seed"], values=name) for name in ("all", "loss"))
     assert dead.shape == (40, 12)
     steps, counts = dead_over_steps("source_dead")  # what the lesson draws
     assert steps == list(dead.index) and all((counts[name].T == dead[name]).all(axis=None) for name in counts)
     one, two = dead["top-1"], dead["top-2"]
     assert one.loc[1000].min() >= 6 and two.loc[1000].between(2, 5).all()
-    last = runs[runs.step.eq(1000) & runs.model.eq("top-2")]
-    assert (last["last"] > last["all"] / 2).all()
-    assert one.loc[1000].max() == 13 and one.loc[300:].min().min() == 1
-    assert (one.mean(axis=1).idxmax() == 50) and one.loc[50].mean() > 1.3 * one.loc[1000].mean()
+    assert one.loc[1000].max() == 13
     for name in ("top-1", "top-2"):  # some are revived, and others die
         who = runs[runs.model == name].set_index(["seed", "step"]).dead
         pairs = [(who[seed, 100][i], who[seed, 1000][i]) for seed in one.columns for i in range(3)]
