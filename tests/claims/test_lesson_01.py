@@ -116,17 +116,13 @@ def test_the_ffn_holds_most():
 def test_the_attention_that_a_learner_puts_into_a_model_computes_what_the_packages_does():
     notebook = nbformat.read(NOTEBOOK, 4)
     cell = next(cell.source for cell in notebook.cells if "class MyAttention" in cell.source)
-    exec(
-        cell, names := {"torch": torch, "Attention": Attention, "rotate": rotate, "weights_of": causal_attention.answer}
-    )
-    model, ids = model_of(0), encode("the old baker")[None]
-    before = model(ids)[0]
-    for layer in model.layers:
-        own = names["MyAttention"](64, 4, 4)
-        own.load_state_dict(layer.attention.state_dict())
-        layer.attention = own
-    torch.testing.assert_close(model(ids)[0], before)
-    assert write(model, "The old ", 5) == write(model_of(0), "The old ", 5)
+    names = {"torch": torch, "Attention": Attention, "rotate": rotate, "deepcopy": deepcopy}
+    names |= {"model": (model := model_of(0)), "ids": encode("the old baker"), "weights_of": causal_attention.answer}
+    exec(cell, names)
+    assert all(type(layer.attention) is names["MyAttention"] for layer in names["yours"].layers)
+    ids = torch.randint(256, (2, 64), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(names["yours"](ids)[0], model(ids)[0])
+    assert names["difference"] < 1e-4
 
 
 @pytest.mark.claim("every-parameter-works-for-every-token")
@@ -142,7 +138,7 @@ def test_every_parameter_works_for_every_token(trained, task):
 @pytest.mark.claim("it-learns-to-write")
 def test_it_learns_to_write(trained, task):
     corpus = make_text("english", 220_000)
-    vocabulary, in_domain, recited = set(corpus.split()), {"code": 0, "json": 0}, 0
+    vocabulary, in_domain = set(corpus.split()), {"code": 0, "json": 0}
 
     def known(samples) -> float:
         words = [word for sample in samples for word in sample.split()[2:-1]]
@@ -153,10 +149,8 @@ def test_it_learns_to_write(trained, task):
         assert known([write(model_of(seed), PROMPTS["english"], seed=s) for s in seeds(5)]) < 0.1
         samples = {name: [write(run.model, prompt, seed=s) for s in seeds(20)] for name, prompt in PROMPTS.items()}
         assert known(samples["english"]) > 0.7
-        recited += sum(sample in corpus for sample in samples["english"])
         in_domain["code"] += sum("):\n    " in sample for sample in samples["code"])
         in_domain["json"] += sum('"tags": [' in sample or '"active": ' in sample for sample in samples["json"])
-    assert recited <= 4  # of 60
     assert min(in_domain.values()) >= 40, in_domain  # of 60
 
 

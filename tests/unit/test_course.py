@@ -115,11 +115,11 @@ def test_a_solved_exercise_counts_and_the_learners_figures_are_there():
     (row,) = (line for line in page.page().splitlines() if "08_balancing" in line and line.startswith("|"))
     assert f"1 of {len(mine)} {'☆' * mine[0].stars} {'★' * mine[1].stars}" in row
     progress.record("figures", "05.effective_width", value=2.7183, unit="times")
-    progress.record("figures", "01.ffn_share", value=10**400)
+    progress.record("figures", "01.ffn_parameters", value=10**400)
     progress.record("figures", "00.accuracy_active", value=1, unit="<img src=x>\n\n# Heading | b [c](javascript:d) `e")
     text = page.page()
     assert "| 05 | The quality-matched dense model on 8,000 facts, after 3,000 steps, has **2.7**× the active" in text
-    assert "of the parameters of a dense model" not in text
+    assert "of the parameters of a dense layer" not in text
     row = next(line for line in text.splitlines() if "Its FLOP-matched baseline" in line)
     assert row.count("|") == 3 and not set("<[`#") & set(row.replace("&#", "")) and "Heading" in row
 

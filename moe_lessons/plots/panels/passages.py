@@ -153,7 +153,7 @@ def attention_heatmap(weights, text: str) -> Axes:
     image = ax.imshow(seen, norm=PowerNorm(0.5, 0, 1), cmap="cividis", interpolation="nearest")  # small ones differ
     _name_letters(ax.xaxis, text)
     _name_letters(ax.yaxis, text)
-    styled(ax.figure.colorbar, image, ax=ax, label="attention weight")
+    styled(ax.figure.colorbar, image, ax=ax, label="attention weight (square-root scale)")
     return ax
 
 
