@@ -26,7 +26,7 @@ KINDS = {"one text": ("o", 0), "full load": ("s", 3), "training": ("D", 4)}  # m
 
 
 def plot_step_parts(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw where the time of a step goes, by `analysis.step_parts`: bars as long as the whole step, in milliseconds, with
+    """Draw where the time of a step goes, by `analysis.step_parts`: bars of the milliseconds of the whole step, with
     the shares of its parts."""
     rows = frame.batch.rank(method="dense").astype(int) - 1 + np.arange(len(frame))  # a gap after each batch
     ax = LessonFigure(9, 1.1 + 0.27 * rows.max()).add_subplot() if ax is None else ax
