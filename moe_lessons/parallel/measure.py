@@ -1,7 +1,7 @@
 """The times that ranks work: a generator for `launch`, which measures and yields."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -46,11 +46,3 @@ def rank_times(shares: Sequence[float]) -> Iterator[dict]:
             dist.all_gather(works, work)
             if step >= WARM_UP:
                 yield {"share": share, "seconds": seconds, "rows": rows.tolist(), "work": torch.cat(works).tolist()}
-
-
-def straggler_times(records: Iterable[dict]) -> dict[float, float]:
-    """Take from what `rank_times` yields, for each share, the seconds at work of the slower rank: its least."""
-    works: dict[float, list] = {}
-    for record in records:
-        works.setdefault(record["share"], []).append(record["work"])
-    return {share: max(map(min, zip(*each))) for share, each in works.items()}

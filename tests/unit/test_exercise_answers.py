@@ -71,13 +71,12 @@ class InAnotherWay:
         nn.update_expert_bias(router, routing_of(torch.ones(len(idx), len(bias)), idx), rate)
         return bias
 
-    def all_to_all(x, chosen, weights, experts):
-        share, inboxes, y = len(experts) // len(x), [[] for _ in x], x.clone()
-        for source, (rows, numbers) in enumerate(zip(x, chosen.tolist())):
-            for token, (row, e) in enumerate(zip(rows, numbers)):
+    def dispatch(x, chosen, num_experts):
+        share, inboxes = num_experts // len(x), [[] for _ in x]
+        for rows, numbers in zip(x, chosen.tolist()):
+            for row, e in zip(rows, numbers):
                 inboxes[e // share].append(row)
-                y[source, token] = experts[e](row) * weights[source, token]
-        return [len(inbox) for inbox in inboxes], torch.stack(sum(inboxes, [])), y
+        return [len(inbox) for inbox in inboxes], torch.stack(sum(inboxes, []))
 
     def finer_experts(num_experts, top_k, d_ff, times):
         return *(finer(num_experts, top_k, d_ff, times)[name] for name in ("num_experts", "top_k", "d_ff")), times**0.5
