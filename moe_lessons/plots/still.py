@@ -95,8 +95,13 @@ def _line_style(ink: int, strong: bool = True) -> dict:
     return {"color": LIGHT.lines[ink % 8], "ls": style.DASHES[ink % 8], "lw": 2 if strong else 1.2}
 
 
+MOST_NAMES = 6  # more of them, beside the ends of lines, would not be read
+
+
 def _name_ends(drawn: Sequence, ax: Axes) -> None:
     lines = [mark for mark in drawn if isinstance(mark, marks.Line) and mark.model is not None and len(mark.x)]
+    if len(lines) > MOST_NAMES:
+        return
     lines, apart = sorted(lines, key=lambda line: line.y[-1]), 13 * np.arange(len(lines))
     (low, high), height = ax.get_ylim(), 0.8 * ax.bbox.height  # pixels, when all is laid out
     ends = np.array([(line.y[-1] - low) / (high - low) * height for line in lines])

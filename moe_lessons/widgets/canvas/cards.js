@@ -6,7 +6,7 @@ import { make, set, styled } from "./elements.js";
 import { Pen } from "./pen.js";
 import { cloth, paleness } from "./view.js";
 import { drawAxes, layOut } from "./axes.js";
-import { MARKS, isTold } from "./marks.js";
+import { MARKS, namedLines } from "./marks.js";
 import { tell } from "./pointer.js";
 
 /** @typedef {import("./view.js").View} View  One display of the widget. */
@@ -273,7 +273,7 @@ export class Chart extends Card {
   nameEnds() {
     const { box, pen, view } = this;
     const high = 12;
-    const ends = this.marks.filter(isTold).map((line) => ({ line, at: this.y(line.y.at(-1)) }));
+    const ends = namedLines(this.marks).map((line) => ({ line, at: this.y(line.y.at(-1)) }));
     ends.sort((one, other) => other.at - one.at);
     const last = ends.length - 1;
     let floor = Infinity;

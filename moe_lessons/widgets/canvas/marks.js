@@ -34,8 +34,18 @@ export function stopsOf(card) {
  * @param {Mark} mark any
  * @returns {boolean} whether it is a line that is named at its end
  */
-export const isTold = ({ mark, name, model, x }) =>
+const isTold = ({ mark, name, model, x }) =>
   mark === "Line" && Boolean(name) && isNumber(model) && x.length > 0;
+const MOST_NAMES = 6; // more of them, beside the ends of lines, would not be read
+
+/**
+ * @param {Mark[]} marks any
+ * @returns {Mark[]} the lines that are named beside their ends
+ */
+export function namedLines(marks) {
+  const told = marks.filter(isTold);
+  return told.length > MOST_NAMES ? [] : told;
+}
 
 const circle = (x, y, radius) => {
   const half = (side) => `a${radius} ${radius} 0 1 0 ${side * 2 * radius} 0`;
@@ -156,8 +166,8 @@ function drawLine(card, { x, y, ink, strong, model, low, high }) {
   pen.stroke(path, lineStyle(view, ink, strong));
 }
 
-function marginOfLine({ header, pen }, line) {
-  return header.legend.length && isTold(line) ? 21 + 1.1 * pen.measure(line.name) : 0;
+function marginOfLine({ header, pen, marks }, line) {
+  return header.legend.length && namedLines(marks).includes(line) ? 21 + 1.1 * pen.measure(line.name) : 0;
 }
 
 function stopsOfLine(card, { x, y, name, ink, model }) {
