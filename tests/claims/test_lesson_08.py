@@ -153,31 +153,6 @@ def test_noise_alone_does_not_revive():
     assert accuracies(loud).mean() < accuracies(cured(COLLAPSE)).mean() - 0.01  # its price
 
 
-@pytest.mark.claim("the-router-outgrows-the-noise")
-def test_the_router_outgrows_the_noise():
-    settings = (COLLAPSE, replace(COLLAPSE, noise_std=1.0), replace(COLLAPSE, noise_std=5.0))
-    silent, gentle, loud = (size_of_logits(cured(setting)) for setting in settings)
-    assert min(gentle, loud) > 1.4 * silent
-    later = on(cured(settings[2]).branch(settings[2]), 1100)  # 1,200 steps of loud noise
-    assert 2.5 < recent(later, "dead").mean() < 5.5 and dead(later).mean() > 2.5  # with the noise, and without
-
-
-@torch.no_grad()
-def size_of_logits(band: SeedBand) -> float:
-    """Return the mean of logsumexp(router logits)² without noise: how large the router has made them."""
-    points = 2 * torch.rand(len(SEEDS), 1024, 2, generator=torch.Generator().manual_seed(0)) - 1
-    _, (routing,) = band.model.eval()(points)
-    return routing.router_logits.logsumexp(dim=-1).square().mean().item()
-
-
-@pytest.mark.claim("z-loss-keeps-logits-small-and-does-not-balance")
-def test_z_loss_keeps_logits_small_and_does_not_balance():
-    assert recent(remedy("z-loss"), "router_z_loss") < 0.1 * recent(remedy("nothing"), "router_z_loss")
-    assert dead(remedy("z-loss")).mean() > dead(remedy("nothing")).mean() - 0.9
-    strong = trained(remedy_setting("z-loss", router_z_loss_coef=1.0))
-    assert dead(strong).mean() > dead(remedy("nothing")).mean() + 0.4
-
-
 @pytest.mark.claim("top-2-loses-fewer-and-doubles-the-flops")
 def test_top_2_loses_fewer_and_doubles_the_flops():
     prevented, alone = dead(remedy("top-2")), dead(remedy("nothing"))
@@ -203,10 +178,9 @@ def narrow(coefficient: float) -> SeedBand:
 
 @pytest.mark.claim("the-load-evens-out-with-the-coefficient")
 def test_the_load_evens_out_with_the_coefficient():
-    """The largest load over the mean is 2.5 to 2.7 without the loss, then 1.7 to 1.9, 1.5 to 1.6, and 1.2."""
-    at = {c: max_over_mean(narrow(c)).mean() for c in (0.0, 0.03, 0.1, 1.0)}
-    assert at[0.0] > at[0.03] + 0.2 and at[0.03] > at[0.1] + 0.1 and at[0.1] > at[1.0]
-    assert dead(narrow(1.0)).mean() < 0.4
+    """The largest load over the mean is 2.5 to 2.7 without the loss, then 1.7 to 1.9, 1.5 to 1.6, 1.3, and 1.4 at 10."""
+    at = {c: max_over_mean(narrow(c)).mean() for c in (0.0, 0.03, 0.1, 1.0, 10.0)}
+    assert at[0.0] > at[0.03] + 0.2 and at[0.03] > at[0.1] + 0.1 and at[0.1] > at[1.0] and at[10.0] > at[1.0]
 
 
 @pytest.mark.claim("a-weak-loss-needs-more-steps")
@@ -227,18 +201,20 @@ def test_a_weak_loss_needs_more_steps():
 @pytest.mark.claim("accuracy-has-an-inner-maximum")
 def test_accuracy_has_an_inner_maximum():
     without = accuracies(narrow(0.0))
-    gains = {c: accuracies(narrow(c)) - without for c in (0.1, 0.3, 1.0, 10.0)}
+    gains = {c: accuracies(narrow(c)) - without for c in (0.03, 0.1, 0.3, 1.0, 10.0)}
     for coefficient in (0.1, 0.3, 1.0):
         assert gains[coefficient].mean() > 0.03, coefficient
+    assert max(gains[0.1].mean(), gains[0.3].mean()) > gains[0.03].mean() + 0.02  # so the maximum lies between
     assert gains[0.3].mean() > 2 * gains[0.3].std(ddof=1) / len(MOST) ** 0.5  # beyond the spread of the seeds
     assert gains[10.0].mean() < 0 and (gains[0.3] - gains[10.0]).mean() > 0.04
     stored = load_plane_sweep("coefficients").pivot(index=["step", "seed"], columns="router_aux_loss_coef")
     for step in (200, 600):  # what the lesson draws, and later
         drawn = stored.accuracy.loc[step].mean() - stored.accuracy.loc[step][0.0].mean()
-        assert drawn[[0.1, 0.3, 1.0]].min() > 0.03 and drawn[10.0] < 0 and drawn[0.3] - drawn[10.0] > 0.04
+        assert drawn[[0.1, 0.3, 1.0]].min() > 0.03 and drawn[[0.1, 0.3, 1.0]].max() > drawn[0.03] + 0.02
+        assert drawn[10.0] < 0 and drawn[0.3] - drawn[10.0] > 0.04
         busiest = stored.max_over_mean.loc[step].mean()
         assert busiest[0.0] > busiest[0.03] + 0.2 and busiest[0.03] > busiest[0.1] + 0.1 and busiest[0.1] > busiest[1.0]
-        assert stored.dead.loc[step].mean()[1.0] < 0.4
+        assert busiest[10.0] > busiest[1.0]
     wide = [accuracies(trained(replace(COLLAPSE, router_aux_loss_coef=c))) for c in (0.0, 0.1, FIRM, 10.0)]
     assert max((wide[1] - wide[0]).mean(), (wide[2] - wide[0]).mean()) < 0.04  # no hump: nothing won
     assert (wide[3] - wide[0]).mean() < 0  # and too much hurts
