@@ -14,15 +14,16 @@ from moe_lessons.support.errors import shown
 TRIED_TOKENS = 13  # three groups of four, and a token alone
 TINY = "And tiny differences are rounding: compare with torch.allclose(a, b, atol=1e-5)."
 ADVICE = (  # for each layer, where it is judged wrongly
-    f"A token may change itself: compare only the tokens before those you changed. {TINY}",
-    "Change late tokens of a copy of x (or cut them off), and look at the outputs of the tokens before.",
-    f"It only looks back. Did you change an early token and look at later ones? Turn that round. {TINY}",
+    f"A token may change itself: compare only the tokens before the cut. {TINY}",
+    "Cut late tokens off, and look at the outputs of the tokens before.",
+    f"It only looks back. Did you take early tokens away and look at later ones? Turn that round. {TINY}",
     "Its noise is drawn anew in each call, so two calls differ anyway. Call layer.eval() first.",
-    "An expert prefers a later token to an earlier one. Change more than a little, at several places.",
+    "An expert prefers a later token to an earlier one. Try every place.",
     "A later first choice takes the place of an earlier second choice. Try every place in the sequence.",
     "A later token with a larger probability takes an earlier one's place. Try every place.",
-    "Only earlier tokens can take a token's place here. Look at the tokens before those that you change.",
-    "The last of the 13 tokens is alone in its group, so a change there shows nothing. Try every place.",
+    "Only earlier tokens can take a token's place here. Look at the tokens before the cut.",
+    "The last of the 13 tokens is alone in its group, so a cut there shows nothing. Try every place.",
+    "How many tokens come later matters here, not which. Cut them off instead of changing them.",
 )
 
 
@@ -70,6 +71,7 @@ def causality_cases() -> dict[str, CausalityCase]:
             "top-1, capacity by weight": (OutputOnly(moe(1, capacity_factor=1.0, capacity_priority="weight")), True),
             "top-1, a fixed capacity in order": (OutputOnly(moe(1), two_places), False),
             "expert choice in groups of 4": (OutputOnly(moe(router=ExpertChoiceRouter), in_groups), True),
+            "tokens divided by their number": (OutputOnly(nn.Identity(), lambda _, x: x / len(x)), True),
         }
     return {name: CausalityCase(*layers[name], advice) for name, advice in zip(layers, ADVICE)}
 

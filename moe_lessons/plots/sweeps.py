@@ -160,7 +160,7 @@ def method_costs(table: pd.DataFrame) -> style.LessonFigure:
         inks = np.where(worse > 0.2 * np.ptp(values), DEAD, np.where(worse < -0.2 * np.ptp(values), ALIVE, 5))
         colors = [LIGHT.lines[ink] for ink in inks]
         bars = ax.barh(table.index, values, 0.6, color=colors)
-        labels = [f" {value:.2g} {VERDICTS.get(ink, '')}" for value, ink in zip(values, inks)]
+        labels = [f" {value:.3g} {VERDICTS.get(ink, '')}" for value, ink in zip(values, inks)]
         for text, color in zip(ax.bar_label(bars, labels), colors):
             text.set(color=color, fontsize=style.TEXT_SIZE)
         style.dress(ax, name)
