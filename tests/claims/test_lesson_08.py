@@ -178,7 +178,7 @@ def narrow(coefficient: float) -> SeedBand:
 
 @pytest.mark.claim("the-load-evens-out-with-the-coefficient")
 def test_the_load_evens_out_with_the_coefficient():
-    """The largest load over the mean is 2.5 to 2.7 without the loss, then 1.7 to 1.9, 1.5 to 1.6, 1.3, and 1.4 at 10."""
+    """The largest load over the mean: 2.5 to 2.7 without the loss, then 1.7 to 1.9, 1.5 to 1.6, 1.3, and 1.4 at 10."""
     at = {c: max_over_mean(narrow(c)).mean() for c in (0.0, 0.03, 0.1, 1.0, 10.0)}
     assert at[0.0] > at[0.03] + 0.2 and at[0.03] > at[0.1] + 0.1 and at[0.1] > at[1.0] and at[10.0] > at[1.0]
 
