@@ -21,98 +21,31 @@ from statistics import median
 import numpy as np
 import torch
 from joblib import Parallel, delayed, parallel_config
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from moe_lessons.analysis import count_parameters, flops_per_token
 from moe_lessons.analysis.results import POINTS, read_runs
 from moe_lessons.analysis.studies import CONTROLS, FACTS, LARGE_BOOK, PROSE, SOURCE, TEXT, Study
 from moe_lessons.analysis.timing import cpu_name
-from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, LanguageModel, SoftMoE, TopKRouter, is_moe
-from moe_lessons.nn.baselines import replaced
+from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, TopKRouter, is_moe
 from moe_lessons.nn.families import finer
 from moe_lessons.nn.seeding import torch_threads
 from moe_lessons.support.data import FOLDER
 from moe_lessons.support.errors import check_choice, check_positive_int
 from moe_lessons.support.files import write_rows
-from moe_lessons.tasks import NOT_SCORED, Facts, TextTask
-from moe_lessons.tasks.facts import NUMBER_DIGITS
+from moe_lessons.tasks import TextTask
 from moe_lessons.training import Run, TrainingDiverged
 from moe_lessons.training.record import is_dead
 
-SOFT = "Soft MoE"
-
-
-def modern(num_experts: int, d_ff: int) -> dict[str, dict]:
-    """Return what mixtures since Mixtral changed, one by one and together, at 2 of `num_experts` of width `d_ff`.
-    Scaled: a mean of 4 times as many outputs is about half as large, and the factor 2 makes up for it."""
-    sizes = num_experts, 2, d_ff
-    return {
-        "classical": finer(*sizes),
-        "no auxiliary loss": finer(*sizes),  # trained without one
-        "4 times as fine": finer(*sizes, times=4),
-        "4 times as fine, scaled": finer(*sizes, times=4) | {"router": partial(TopKRouter, routed_scaling_factor=2.0)},
-        "one shared": finer(*sizes, shared=1),
-        "fine and shared": finer(*sizes, times=4, shared=2),
-        "sigmoid and bias": finer(*sizes) | {"router": "sigmoid"},
-        "all three": finer(*sizes, times=4, shared=2) | {"router": "sigmoid"},
-    }
-
-
-MODERN_TEXT, MODERN_FACTS = (replace(own, variants=modern(own.num_experts, own.sizes["d_ff"])) for own in (TEXT, FACTS))
-
-
-def hide_end(x: Tensor, y: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """Score only the last `num` of y (B, T), and have x show none of them."""
-    x, y = x.clone(), y.clone()
-    x[:, len(x[0]) - num + 1 :] = ord("_")
-    y[:, : len(y[0]) - num] = NOT_SCORED
-    return x, y
-
-
-class FactsAtOnce(Facts):
-    """`Facts` whose four digits are named at once, from the name alone: x is 'IUHQ:___'."""
-
-    def __init__(self, num_entries: int = 2000, seed: int = 0):
-        super().__init__(num_entries, seed)
-        self.x, self.y = hide_end(self.x, self.y, NUMBER_DIGITS)
-
-
-class TextAtOnce(TextTask):
-    """`TextTask` of which the last `num_hidden` bytes of each sequence are named at once, from those before."""
-
-    def __init__(self, *args, num_hidden: int = 4, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.num_hidden = num_hidden
-
-    def _sequences(self, starts: Tensor) -> tuple[Tensor, Tensor]:
-        return hide_end(*super()._sequences(starts), self.num_hidden)
-
-
-def soft_moe_model(model: nn.Module, length: int, seed: int = 0) -> nn.Module:
-    """A copy of a model in which a `SoftMoE` stands in the place of each `MoE`, with as many experts of the same size.
-    Each has K · T / E slots for the T = length tokens of a sequence: as much work as on average in the mixture."""
-
-    def soft(moe: nn.Module) -> SoftMoE:
-        slots = moe.top_k * length // moe.num_experts
-        return SoftMoE(moe.d_model, moe.d_ff, moe.num_experts, slots, moe.experts.activation)
-
-    return replaced(model, soft, seed)
-
-
-class AtOnce(Study):
-    """A study in which the end of each sequence is hidden and named at once: a block may look at every token."""
-
-    text_class, facts_class = TextAtOnce, FactsAtOnce
-
-    def make_model(self, name: str, seed: int = 0) -> LanguageModel:
-        model = super().make_model(name, seed)
-        return soft_moe_model(model, self.make_task(seed).context, seed) if name == SOFT else model
-
-
-AT_ONCE = {"classical": {}, "expert choice": {"router": "expert choice"}, SOFT: {}}
-FACTS_AT_ONCE = AtOnce(FACTS.task, FACTS.sizes, FACTS.num_experts, AT_ONCE)
-TEXT_AT_ONCE = AtOnce(TEXT.task | {"num_hidden": 8}, TEXT.sizes, TEXT.num_experts, AT_ONCE)
+# what lesson 10 compares: experts cut in four, and these with their output scaled: a mean of 4 times as many outputs is
+# about half as large, and the factor 2 makes up for it
+FINE = finer(TEXT.num_experts, 2, TEXT.sizes["d_ff"], times=4)
+FINER = {
+    "classical": {},
+    "4 times as fine": FINE,
+    "4 times as fine, scaled": FINE | {"router": partial(TopKRouter, routed_scaling_factor=2.0)},
+}
+FINER_TEXT = replace(TEXT, variants=FINER)
 
 # mixtures of 8 experts on real text, of equal active size, with and without a loss that balances
 UNEVEN = {"top-1": {"top_k": 1, "d_ff": 128}, "top-2": {}}
@@ -123,8 +56,7 @@ NOT_SHARED = ("rates", "study", "seeds", "keeps_dead")  # fields of a `Sweep` th
 run_of = itemgetter("model", "lr", "seed")  # of a stored row
 SPIKE, BEFORE = 1.5, 20  # a spike: a loss above this many times the mean of so many steps before
 # knobs in the place of the auxiliary loss
-BALANCED_BY = dict.fromkeys(["no auxiliary loss", "expert choice", SOFT, *CONTROLS, "top-1", "top-2"], {})
-BALANCED_BY |= dict.fromkeys(["sigmoid and bias", "all three"], {"expert_bias_rate": 0.01})
+BALANCED_BY = dict.fromkeys(["no auxiliary loss", *CONTROLS, "top-1", "top-2"], {})
 
 
 @dataclass(frozen=True)
@@ -160,7 +92,6 @@ class Sweep:
 
 MIXTURES = [f"MoE, E={E}" for E in (4, 8, 16, 32)]
 WIDER = [f"dense, F={width}" for width in (128, 192, 256, 384)]
-CHANGES = ["4 times as fine", "sigmoid and bias", "all three"]
 OF_TEXT = [SAME_ACTIVE, "MoE, E=2", *MIXTURES, "dense, F=96", "dense, F=128", SAME_TOTAL]
 BEST = dict.fromkeys(OF_TEXT, (0.01,)) | dict.fromkeys(MIXTURES[2:], (0.005,))
 TRIED = dict.fromkeys(OF_TEXT, (0.005, 0.01, 0.02)) | dict.fromkeys(MIXTURES[2:], (0.0025, 0.005, 0.01, 0.02))
@@ -193,8 +124,7 @@ REAL_RATES |= dict.fromkeys(["dense, F=512", "dense, F=1024", "MoE, E=16", "MoE,
 OTHER_RATES = {
     name: ({0.0015: 0.003, 0.003: 0.0015}[REAL_RATES[name][0]],) for name in (*OF_REAL_TEXT[:4], "MoE, E=16")
 }
-FINER = Sweep(MODERN_TEXT, dict.fromkeys(["classical", "4 times as fine", "4 times as fine, scaled"], (0.01,)))
-MODERN = ["classical", "no auxiliary loss", "4 times as fine", "one shared", "fine and shared", *CHANGES[1:]]
+FINER_500 = Sweep(FINER_TEXT, dict.fromkeys(FINER, (0.01,)))
 # what each is for: data/README.md
 SWEEPS = {
     "rates": Sweep(TEXT, TRIED, seeds=(0,)),
@@ -226,14 +156,9 @@ SWEEPS = {
     "source_dead": of_real_text(
         COLLAPSE, dict.fromkeys(UNEVEN, (0.003,)), steps=1000, measurements=40, keeps_dead=True
     ),
-    "modern_facts_rates": of_facts(MODERN_FACTS, CHANGES, 0.003, 0.006, 0.012, seeds=(0,)),
-    "modern_text_rates": Sweep(MODERN_TEXT, dict.fromkeys(CHANGES, (0.005, 0.01, 0.02)), seeds=(0,)),
-    "modern_facts": of_facts(MODERN_FACTS, MODERN, 0.006),
-    "modern_text": Sweep(MODERN_TEXT, dict.fromkeys(MODERN, (0.01,)) | {"sigmoid and bias": (0.005,)}),
-    "modern_finer_250": FINER.of(250, seeds=range(1, 11), measurements=10),
-    "modern_finer_500": FINER,
-    "modern_facts_at_once": of_facts(FACTS_AT_ONCE, AT_ONCE, 0.006),
-    "modern_text_at_once": Sweep(TEXT_AT_ONCE, dict.fromkeys(AT_ONCE, (0.01,))),
+    "modern_finer_rates": Sweep(FINER_TEXT, {"4 times as fine": (0.005, 0.01, 0.02)}, seeds=(0,)),
+    "modern_finer_250": FINER_500.of(250, seeds=range(1, 11), measurements=10),
+    "modern_finer_500": FINER_500,
 }  # fmt: skip
 
 
@@ -268,8 +193,7 @@ def _train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
                 if "known" in curve:
                     curve["known"].append(int(task.known(run.model).sum()))
     count, losses = count_parameters(run.model), run.history.loss
-    is_soft = any(isinstance(part, SoftMoE) for part in run.model.modules())  # it has no cost for one token
-    flops = None if is_soft else sweep.batch_size * task.context * flops_per_token(run.model, training=True)
+    flops = sweep.batch_size * task.context * flops_per_token(run.model, training=True)
     last = [max(layer) * len(layer) for record in run.records[-BEFORE:] for layer in record.load]
     return {
         "model": model,

@@ -18,15 +18,14 @@ class Study:
     sizes: dict  # of a `TransformerConfig`; d_ff (F) is that of one expert
     num_experts: int = 8  # of the mixture that the dense baselines and the variants are of
     variants: Mapping[str, dict] = field(default_factory=dict)  # other mixtures, by what is not as in `sizes`
-    text_class, facts_class = TextTask, Facts  # of which the task is made
 
     @cached_property
     def text(self) -> TextTask:
-        return self.text_class(**self.task, context=self.sizes["max_positions"])
+        return TextTask(**self.task, context=self.sizes["max_positions"])
 
     def make_task(self, seed: int) -> TextTask | Facts:
         """Make what is learned: one text for all seeds, but for each seed its own facts."""
-        return self.facts_class(**self.task, seed=seed) if "num_entries" in self.task else self.text
+        return Facts(**self.task, seed=seed) if "num_entries" in self.task else self.text
 
     def make_model(self, name: str, seed: int = 0) -> LanguageModel:
         """Make a model by its name: a dense baseline, 'MoE, E=8', 'dense, F=96' or one of the variants."""

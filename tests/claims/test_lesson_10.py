@@ -7,7 +7,7 @@ import pytest
 import torch
 from everywhere import seeds
 
-from data.make_sweeps import MODERN_TEXT
+from data.make_sweeps import FINER_TEXT
 from moe_lessons.analysis import flops_per_token
 from moe_lessons.analysis.counting import modern_models
 from moe_lessons.analysis.results import interval, last_of, load_results
@@ -20,7 +20,7 @@ FINE, SCALED = "4 times as fine", "4 times as fine, scaled"
 
 def start(name: str, seed: int) -> Run:
     options = {"batch_size": 32, "warmup_steps": 20, "max_grad_norm": 1.0}
-    run = Run(MODERN_TEXT.make_model(name, seed), MODERN_TEXT.text, lr=0.01, seed=seed, **options)
+    run = Run(FINER_TEXT.make_model(name, seed), FINER_TEXT.text, lr=0.01, seed=seed, **options)
     run.knobs.router_aux_loss_coef = 0.01
     return run
 
