@@ -5,15 +5,13 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from moe_lessons.analysis.busy import watching_others
-from moe_lessons.nn import torch_threads
 from moe_lessons.support.errors import check_device, check_positive_int
 
 WARM_UP = 2  # rounds that are not measured
@@ -86,22 +84,6 @@ def moved(models: Mapping[str, nn.Module], device=None) -> dict[str, nn.Module]:
         is_there = all(weight.device == place for weight in model.parameters())
         found[name] = model if is_there else copy.deepcopy(model).to(place)
     return found
-
-
-def step_times(models: Mapping[str, nn.Module], x: Tensor, repeats: int = 15, device=None) -> dict[str, list[float]]:
-    """Measure the milliseconds for forward and backward of each model on `x` (T, D), in turns, with one thread.
-    device: where copies of the models work; None: where x is."""
-    models, x = moved(models, device), x if device is None else x.to(check_device(device))
-
-    def step(model: nn.Module) -> None:
-        model.zero_grad(set_to_none=True)
-        output = model(x)
-        y = output[0] if isinstance(output, tuple) else output  # a mixture returns its routing too
-        y.square().mean().backward()
-
-    with torch_threads(1):
-        times = take_turns([partial(step, model) for model in models.values()], repeats, x.device)
-    return dict(zip(models, times, strict=True))
 
 
 def cpu_name() -> str:

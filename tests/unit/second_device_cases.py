@@ -11,7 +11,6 @@ import nano_moe
 from moe_lessons.analysis import balance_by_layer, bytes_per_step, decode_speed, distinct_experts, trace, trace_text
 from moe_lessons.analysis.collapse import watched_run, weight_gradients
 from moe_lessons.analysis.step_parts import step_parts
-from moe_lessons.analysis.timing import step_times
 from moe_lessons.hub import convert_block, convert_model, export_model
 from moe_lessons.nn import (
     DISPATCH,
@@ -208,7 +207,6 @@ def test_measurements():
     ids = torch.arange(8).reshape(4, 2)
     assert len(decode_speed(models, (1, 2), num_tokens=2, repeats=1, device="second")) == 4
     assert len(step_parts(models, (1,), repeats=1, device="second"))
-    assert step_times({"MoE": MoE(D, F, E, K)}, tokens(), repeats=2, device="second")["MoE"]
     assert len(distinct_experts(there, ids, (1, 2))) and bytes_per_step(there, 2) == bytes_per_step(models["MoE"], 2)
     assert len(trace(there, TEXT, 2)) and len(trace_text(there, "abc"))
     assert len(balance_by_layer(there(ids.to("second"))[1])) == 2

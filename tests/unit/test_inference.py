@@ -13,7 +13,7 @@ from torch import nn
 from moe_lessons.analysis import busy, count_parameters, inference, timing
 from moe_lessons.analysis.inference import Machine, bytes_per_step, decode_speed, distinct_experts, union_law
 from moe_lessons.analysis.step_parts import PARTS, ROUTING, Stopwatch, step_parts, watched
-from moe_lessons.analysis.timing import Ratio, finish, milliseconds, moved, paired_ratio, step_times
+from moe_lessons.analysis.timing import Ratio, finish, milliseconds, moved, paired_ratio
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, seeded, torch_threads
 
 CONFIG = TransformerConfig(d_model=16, num_layers=2, d_ff=16, num_experts=8, top_k=2, max_positions=32)
@@ -124,23 +124,12 @@ def test_bad_input(changes, sizes, message):
         distinct_experts(model_of(**changes), torch.zeros(4, 3, dtype=torch.long), sizes)
 
 
-def test_the_two_take_turns_the_ratio_is_the_median_over_pairs_and_step_times_are_of_one_thread():
+def test_the_two_take_turns_and_the_ratio_is_the_median_over_pairs():
     calls = []
     paired_ratio(lambda: calls.append("a"), lambda: calls.append("b"), repeats=3)
     assert calls == ["a", "b"] * (timing.WARM_UP + 3)
     ratio = Ratio.of([2, 4, 60, 4, 3], [1, 2, 20, 1, 1])  # 2, 2, 3, 4, 3
     assert ratio == Ratio(median=3, low=2, high=3)
-    seen = []
-
-    class Probe(nn.Linear):
-        def forward(self, x):
-            seen.append(torch.get_num_threads())
-            return super().forward(x)
-
-    with torch_threads(2):
-        times = step_times({"probe": Probe(4, 4), "moe": MoE(4, 4, 3)}, torch.randn(6, 4), repeats=3)
-        assert torch.get_num_threads() == 2
-    assert {name: len(one) for name, one in times.items()} == {"probe": 3, "moe": 3} and set(seen) == {1}
 
 
 def test_milliseconds_wait_for_a_gpu_and_are_of_one_thread_or_of_the_clock_on_the_wall(monkeypatch):
