@@ -228,4 +228,4 @@ def test_the_answer_stands_in_the_readme_and_in_lesson_05_word_for_word():
         if place.endswith("ipynb"):
             text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
         assert all(" ".join(part.split()) in " ".join(text.split()) for part in (SENTENCE, CONDITIONS)), place
-    assert r'Answer(\"one sentence\")' in (ROOT / "notebooks/12_the_interview.ipynb").read_text("utf-8")  # which says it
+    assert r'Answer(\"one sentence\")' in (ROOT / "notebooks/12_the_interview.ipynb").read_text("utf-8")
