@@ -80,7 +80,7 @@ def test_a_recording_has_pictures_of_the_first_steps_and_of_the_last(steps):
 
 
 def test_an_unknown_recording_is_refused_with_the_names_that_there_are():
-    with pytest.raises(SystemExit, match="NAME must be one of 00-Picture, 01-.*, got 99-Lab"):
+    with pytest.raises(SystemExit, match="NAME must be one of 01-LiveRun, 01-.*, got 99-Lab"):
         recorder.main("99-Lab")
 
 
