@@ -77,7 +77,7 @@ class SpeedupMap(Picture):
         self.width = check_number("width", width, minimum=1)
         self.batch = check_positive_int("batch_size", batch_size, most=2**LAST)
         for name, widget in self.inputs.items():
-            widget.style.description_width = "100px"
+            widget.style.description_width = "120px"
             widget.observe(lambda _, name=name: self.moved(name), "value")
         grid = {"display": "grid", "grid_template_columns": "repeat(auto-fill, minmax(min(100%, 300px), 1fr))"}
         super().__init__(rows=[W.Box([*self.inputs.values()], layout=W.Layout(**grid)).add_class("moe-sliders")])
