@@ -150,7 +150,7 @@ class FutureLab(Picture):
         token, expert = np.array(changed, "u1").reshape(-1, 2).T
         y = Axis(TEXT_LENGTH - 0.5, -0.5, "token", [(t, str(t)) for t in range(TEXT_LENGTH)])
         crosses = Points(expert, token, np.full(len(token), 2, "u1"), expert)
-        left = replace(heatmap_panel(whole), title="The whole text, ○ served", y=y, width=6)
+        left = replace(heatmap_panel(whole), title="The whole text, ○ taken by the expert", y=y, width=6)
         right = replace(heatmap_panel(begun), title=f"Its first {self.cut.value} tokens alone, × differs", y=y, width=6)
         cells = right.marks[0]._replace(z=np.pad(right.marks[0].z, ((0, TEXT_LENGTH - begun.num_tokens), (0, 0))))
         return [left, replace(right, marks=(cells, *right.marks[1:], crosses))]

@@ -39,6 +39,9 @@ def test_capacity_and_the_future(seed):
     assert not all(same(moe(x[:t])[0], y[:t]) for t in range(1, 13))  # none
     beside = [moe(torch.stack([torch.randn(13, 8), x]))[0][1] for _ in range(5)]
     assert not all(same(other, beside[0]) for other in beside)
+    fixed = causality_cases()["top-1, a fixed capacity in order"].layer
+    assert not my_leaks_future(fixed, x)
+    assert not same(torch.cat([fixed(one) for one in x.split(1)]), fixed(x))  # token by token, each finds a place
 
 
 @pytest.mark.claim("the-busiest-device-and-the-drops")
