@@ -74,7 +74,7 @@ class ModelSizes:
         """Count by part the parameters, and those that a token uses."""
         routed = sum(group.layers * group.size for group in self.groups)
         counts = {"embedding": self.looked_up, "router": self.router, "shared experts": self.shared}
-        counts["attention and other"] = self.total - routed - sum(counts.values())
+        counts["attention, head, dense FFNs"] = self.total - routed - sum(counts.values())
         experts = ParameterCount(routed, routed - self.total + self.active)
         return {"experts": experts} | {name: ParameterCount(count, count) for name, count in counts.items()}
 

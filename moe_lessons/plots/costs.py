@@ -17,7 +17,7 @@ from moe_lessons.plots.still import plot
 from moe_lessons.plots.theme import LIGHT, PALETTE, TEXT_SIZE, axes_for, log_axis, model_inks, short_number
 
 MODEL_PARTS = ("experts", "attention", "embedding", "head", "shared experts", "router", "attention scores", "norms")
-MODEL_PART_COLORS = dict(zip(MODEL_PARTS, PALETTE)) | {"FFN": PALETTE[0], "attention and other": PALETTE[1]}
+MODEL_PART_COLORS = dict(zip(MODEL_PARTS, PALETTE)) | {"FFN": PALETTE[0], "attention, head, dense FFNs": PALETTE[1]}
 
 
 def designs_over_time(frame: pd.DataFrame, named: Collection[str] = ()) -> style.LessonFigure:

@@ -13,9 +13,9 @@ from moe_lessons.plots.theme import short_number
 from moe_lessons.support.static import static_mode
 from moe_lessons.widgets.recording import Player
 
-SAID = "Black: used by every token. Colours: by this one. Pale grey: by earlier ones. Framed: not used yet."
+SAID = "Colour: this token. Pale grey: earlier tokens. Framed: not used yet. Black: no expert, used by every token."
 PASSING_TOKENS = 16
-STILLS = {1: "Black: used by every token.", 8: "Pale grey: experts of 1 to 7.", 16: "Framed: not used yet."}
+STILLS = 1, 8, 16
 
 
 class ParameterMap(Player):
@@ -64,7 +64,7 @@ class ParameterMap(Player):
         shown, size = {self.slider.value: SAID}, {"width": 7, "height": 380}
         title = "Mixtral 8x7B: the parameters that a token uses (random choices)"
         if static_mode():
-            shown, size, title = STILLS, size | {"width": 3}, "Random choices, token {}"
+            shown, size, title = dict.fromkeys(STILLS, ""), size | {"width": 3}, "Random choices, token {}"
         maps = [self.drawn(token, title.format(token), caption=said, **size) for token, said in shown.items()]
         steps, alone = np.arange(1, PASSING_TOKENS + 1), np.full(PASSING_TOKENS, self.sizes.active / 1e9)
         marks = [Line(steps, self.together / 1e9, "all tokens so far", 0), Line(steps, alone, "one token", 3)]
@@ -78,4 +78,5 @@ class ParameterMap(Player):
         token, total = self.slider.value, self.sizes.total
         met = [f"{short_number(n)} ({100 * n / total:.1f} %)" for n in (self.sizes.active, self.together[token - 1])]
         said = f"Of {short_number(total)} parameters token {token} uses {met[0]}"
-        return f"{said}, and tokens 1 to {token} together {met[1]}."
+        said += f", and tokens 1 to {token} together {met[1]}."
+        return f"{SAID} {said}" if static_mode() else said  # one legend below all maps

@@ -51,7 +51,6 @@ def test_mixtral_is_not_56():
     assert replace(MISTRAL, num_experts=8, top_k=2) == MIXTRAL
     outside = MISTRAL.count.total - MISTRAL.parameters()["experts"].total
     assert round(outside / 1e9, 1) == 1.6
-    assert round(8 * MISTRAL.count.total / 1e9, 1) == 57.9
     router = MIXTRAL.parameters()["router"].total
     assert 8 * MISTRAL.count.total - MIXTRAL.count.total == 7 * outside - router
     assert router < 0.001 * 7 * outside
