@@ -1,6 +1,7 @@
 """What lesson 00 says under 'What to notice', measured as the lesson does it, over several seeds."""
 
 from copy import deepcopy
+from dataclasses import replace
 from statistics import mean, median
 
 import numpy as np
@@ -102,3 +103,13 @@ def test_some_experts_starve_never_all_but_one():
     starved = records[9].loads < 0.01  # (seeds, E)
     back = starved & (np.mean([record.loads for record in records[180:200]], axis=0) > 0.01)
     assert back.any(axis=1).sum() >= 3 and back.sum() < 0.4 * starved.sum()  # some return, most do not
+
+
+@pytest.mark.claim("the-auxiliary-loss-keeps-them")
+def test_the_auxiliary_loss_keeps_them():
+    """The control of section 3: from the same start, with the same top-k, and the coefficient of section 1."""
+    band = SeedBand(replace(COLLAPSE, router_aux_loss_coef=PlaneSetting().router_aux_loss_coef), MANY_SEEDS)
+    train(band, 600)
+    for step in (200, 600):
+        dead = band.records[step - 1].dead  # measured: one in six of the 20 after 200 steps, in one after 600
+        assert (dead <= 1).mean() > 0.8 and dead.mean() < 0.8
