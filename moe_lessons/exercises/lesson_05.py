@@ -31,7 +31,7 @@ WIDTH_MISTAKES = [
 ]
 
 
-@exercise(2, my_matched_width, WIDTH_MISTAKES, "the width")
+@exercise(1, my_matched_width, WIDTH_MISTAKES, "the width")
 def matched_width() -> list[tuple]:
     fixed = [([64, 256], [20, 60], 40), ([64, 128, 256, 512], [5, 16, 63, 100], 78)]
     drawn = [torch.rand(4).cumsum(0) + torch.arange(4) / 10 for _ in range(5)]

@@ -83,7 +83,7 @@ def speedup_panel(
     contours, rows = np.array([found.widths(level) for level in LEVELS]), np.linspace(0, LAST, len(found.moe))
     labels = []
     for level, line in zip(LEVELS, contours):
-        for row in {3, len(line) - 2, int(line.argmax())}:  # bottom, top, and the tip of the valley
+        for row in {7, len(line) - 2, int(line.argmax())}:  # bottom, top, and the tip of the valley
             if len(said) and (np.abs(said - (line[row], rows[row])) < (0.06 * top, 0.5)).all(axis=1).any():
                 row = min(row + 4, len(line) - 2)  # not on a measured number
             place = line[row] + 0.006 * top, rows[row]
@@ -160,5 +160,5 @@ def stream_panel(streams: Mapping[str, Stream], seconds: float) -> Panel:
     mark = Boxes(np.array(places), texts, fills, experts, [-1] * len(boxes), says, strong=True)
     end = 1.3 * max(x + w / 2 for x, _, w, _ in places)  # room for the last words, on a phone too
     axes = Axis(0, float(end), "milliseconds"), Axis(ROWS * len(streams) - 1.5, -0.6, ticks=ticks)
-    title = f"After {1000 * seconds:.3g} ms: a step loads the coloured weights (grey: attention and other)"
+    title = f"Tokens after {1000 * seconds:.3g} ms. Coloured: what a step loads (grey: attention and other)"
     return Panel(title, [mark], *axes, width=12, height=320)

@@ -45,7 +45,7 @@ def front(ends: pd.DataFrame, arrow: tuple[str, int]) -> Axes:
     length of training, a line along the best of them, and the mixtures, those of one size joined.
 
     ends: of `load_ends`; arrow: from which mixture (model, steps) to the best dense model that knows as much."""
-    ax = axes_for(7.6, 4.8, "memorised facts, %", "training compute, 10¹² FLOPs")
+    ax = axes_for(7.6, 4.8, "Memorised facts, %", "training compute, 10¹² FLOPs")
     mixtures = [name for name in ends["model"].unique() if not name.startswith(style.DENSE)]
     mixtures.sort(key=lambda name: int(name.partition("=")[2]))
     styles = {OTHER_WIDTHS: (LIGHT.muted, "", "."), **model_styles([SAME_ACTIVE, SAME_TOTAL, *mixtures])}
@@ -54,7 +54,7 @@ def front(ends: pd.DataFrame, arrow: tuple[str, int]) -> Axes:
     means = [np.maximum.accumulate([np.mean(known) for known in family.values()]) for family in families]
     logs = [(np.log(grid), np.log(list(family)), mean) for family, mean in zip(families, means)]
     best = np.nanmax([np.interp(*each, left=np.nan) for each in logs], axis=0)
-    ax.plot(grid, best, color=LIGHT.foreground, lw=1.6, zorder=1.5, label="the best dense model at each cost")
+    ax.plot(grid, best, color=LIGHT.foreground, lw=1.6, zorder=1.5, label="dense, the best at each cost")
     shown = ends.assign(kind=ends["model"].where(ends["model"].isin(list(styles)), OTHER_WIDTHS))
     for kind, (color, _, marker) in styles.items():
         runs = shown[shown["kind"] == kind].groupby(["model", "steps"])
@@ -119,7 +119,7 @@ def width_curves(found: Mapping[str, pd.DataFrame], total: float) -> Axes:
         ax.plot(frame["step"], width, ls=dash, marker=marker, color=color, lw=1.8, ms=4, label=name)
     for width, text in ((1, "FLOP-matched"), (total, "parameter-matched")):
         ax.axhline(width, ls=":", lw=1, color=LIGHT.foreground)
-        annotate(ax, text, (frame["step"].min(), width), (4, 4), halo=LIGHT.background)
+        annotate(ax, text, (frame["step"].max(), width), (0, 4), ha="right", halo=LIGHT.background)
     ax.set_ylim(0.9, 1.2 * widest)
     log_axis(ax, "y", [1, 2, 4, 8, 16], say="{:g}×".format)
     return name_over(log_axis(ax, "x", [250, 500, 1000, 2000, 4000, 8000]))

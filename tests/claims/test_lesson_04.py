@@ -213,6 +213,7 @@ def test_memory_is_full_before_the_lead_is_back():
     card = Machine(H200.bytes_per_second, H200.bf16_flops_per_second)
     over = speedups(sizes, card, "bfloat16", batches, 1024).at(np.array([2.0, 4.0]))
     assert on_machine(sizes, H200, "bfloat16", 1024)["texts"] == 354
+    assert on_machine(sizes, H200, "bfloat16", 8192)["texts"] == 44
     assert (over[:2, 0] > 1.1).all() and (over[2:9, 0] < 0.95).all() and over[-1, 0] > 1.05
     assert (over[:, 1] > 0.99).all() and over[4:7, 1].max() < 1.05
     longer = speedups(sizes, card, "bfloat16", 2.0 ** np.arange(6, 21), 8192).at(np.array([2.0]))

@@ -134,7 +134,7 @@ def test_on_real_text_the_width_grows(source):
     found = {experts: width_over_steps("source", f"MoE, E={experts}").set_index("step") for experts in (4, 8, 16, 32)}
     sixteen = found[16]
     assert 1.6 < sixteen.width[500] < 2.6 and sixteen.width[[1000, 1500, 2000]].between(3.3, 4.7).all()
-    assert sixteen.width[[3000, 3500, 4000]].between(4.5, 6).all()
+    assert sixteen.width[2500:].between(4, 6).all() and sixteen.width[250] < 1.2
     assert (sixteen.low[[3000, 3500, 4000]] > 3.6).all() and sixteen.high[4000] > 8
     assert (found[4].width < 2).all() and (found[8].width[[2000, 3000, 4000]] < sixteen.width[[2000, 3000, 4000]]).all()
     assert (found[32].width[[2000, 3000, 4000]] > sixteen.width[[2000, 3000, 4000]]).all()
@@ -169,6 +169,7 @@ def test_where_a_learned_router_pays(source):
         assert (frozen.mean() > 0.5 * learned.mean()) and (frozen > 0.03).all()
         assert (learned - frozen).mean() > 0.02 and (learned - frozen > 0.005).all()
         assert (gain["no auxiliary loss"] - frozen).mean() < 0.5 * (learned - frozen).mean()
+        assert step < 4000 or 0.6 < frozen.mean() / learned.mean() < 0.7
         assert (table - learned > 0.005).all() and (table > gain[EIGHT] + 0.005).all()
         prose = by_seed(load_results("prose"), "loss", step=step).mean()
         assert prose["frozen router"] > prose[MIXTURE] + 0.005 > prose["hash routing"] + 0.01

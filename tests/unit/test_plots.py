@@ -181,7 +181,7 @@ def test_the_front_has_its_points_and_the_best_dense_model_for_the_cost():
     ]
     ends = pd.DataFrame(rows, columns=["model", "width", "steps", "flops", "known"]).assign(seed=1)
     ax = sweeps.front(ends.assign(teraflops=ends.flops), ("MoE, E=4", 10))
-    best = lines(ax)["the best dense model at each cost"]
+    best = lines(ax)["dense, the best at each cost"]
     at_ends = np.interp([0.99, 1, 2, 4, 8], *best.T, left=np.nan)
     np.testing.assert_allclose(at_ends, [np.nan, 20, 40, 60, 80], rtol=1e-3)  # 4 is half-way by its logarithm
     np.testing.assert_allclose(lines(ax)["MoE, E=4"], [(1, 60)])
