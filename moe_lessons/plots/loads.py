@@ -120,33 +120,23 @@ def plot_exchange(traffic: Mapping[str, Tensor], even: float | None = None) -> A
     return ax
 
 
-# How a layer stands on two devices: the experts of each, which part of each block it has, what it has, what travels
-OWN, COPIES = "its own sequences", "gradients of the copies, once per step"
-SUMS = "partial sums (all-reduce), in each layer"
-PARALLEL = {
-    "data parallel": ((0, 1, 2, 3), (0, 1, 2, 3), 1, f"the whole model, {OWN}", "gradients, once per step"),
-    "tensor parallel": ((0, 1, 2, 3), (0, 1, 2, 3), 0.5, "half of every matrix, all sequences", SUMS),
-    "expert parallel": ((0, 1), (2, 3), 1, f"half of the experts, {OWN}", f"rows, twice in each layer;\n{COPIES}"),
-}  # fmt: skip
-
-
 def plot_parallel() -> Figure:
-    """Draw a layer of four experts on two devices, shared in three ways; under each what a device has, what travels."""
-    figure = LessonFigure(10.2, 3.5)
-    for ax, (name, (*experts, part, has, travels)) in zip(figure.subplots(1, 3), PARALLEL.items()):
-        dress(ax, name).axis("off")
-        for device, own in enumerate(experts):
-            left, high = 1.25 * device, 0.28 * part
-            ax.add_patch(Rectangle((left, 0), 1, 1, fill=False, ec=LIGHT.muted, lw=1.2))
-            annotate(ax, f"device {device}", (left + 0.5, 1.06), ha="center", color=LIGHT.muted)
-            blocks = [(f"E{e}", PALETTE[e], left + 0.06 + 0.225 * e, 0.205, 0.14) for e in own]
-            for text, color, x, wide, low in [("attention", LIGHT.grid, left + 0.06, 0.88, 0.58), *blocks]:
-                y = low + (1 - device) * (0.28 - high)  # the first device has the upper half
-                ax.add_patch(Rectangle((x, low), wide, 0.28, fill=False, ec=color, lw=1, ls=":"))
-                ax.add_patch(Rectangle((x, y), wide, high, fc=color))
-                annotate(ax, text, (x + wide / 2, y + high / 2), ha="center", color=ink_on(color))
-        arrow = {"arrowstyle": "<->", "color": LIGHT.foreground, "lw": 1.6}
-        ax.annotate("", (1.27, 0.5), (0.98, 0.5), arrowprops=arrow)
-        annotate(ax, f"a device holds {has}\nsent: {travels}", (1.125, -0.08), ha="center", va="top")
-        ax.set(xlim=(-0.05, 2.3), ylim=(-0.4, 1.15))
+    """Draw a layer of four experts on two devices, by expert parallelism; below, what each has and what travels."""
+    figure = LessonFigure(5.2, 3.5)
+    ax = dress(figure.subplots(), "expert parallel")
+    ax.axis("off")
+    for device, own in enumerate(((0, 1), (2, 3))):
+        left = 1.25 * device
+        ax.add_patch(Rectangle((left, 0), 1, 1, fill=False, ec=LIGHT.muted, lw=1.2))
+        annotate(ax, f"device {device}", (left + 0.5, 1.06), ha="center", color=LIGHT.muted)
+        blocks = [(f"E{e}", PALETTE[e], left + 0.06 + 0.225 * e, 0.205, 0.14) for e in own]
+        for text, color, x, wide, low in [("attention, router", LIGHT.grid, left + 0.06, 0.88, 0.58), *blocks]:
+            ax.add_patch(Rectangle((x, low), wide, 0.28, fc=color))
+            annotate(ax, text, (x + wide / 2, low + 0.14), ha="center", color=ink_on(color))
+    arrow = {"arrowstyle": "<->", "color": LIGHT.foreground, "lw": 1.6}
+    ax.annotate("", (1.27, 0.28), (0.98, 0.28), arrowprops=arrow)
+    held = "a device holds half of the experts, a copy of the rest, its own sequences"
+    sent = "sent: rows, twice in each layer, forward and backward;\ngradients of the copies, once per step"
+    annotate(ax, f"{held}\n{sent}", (1.125, -0.08), ha="center", va="top")
+    ax.set(xlim=(-0.05, 2.3), ylim=(-0.4, 1.15))
     return figure

@@ -97,11 +97,11 @@ def test_copies_cool_hot_experts():
     table = real_routing()["OLMoE-1B-7B"][15]
     rows, others = (torch.tensor(table.loc[texts].to_numpy()).float() for texts in ("arxiv", "github"))
     busiest = {}
-    for slots in (64, 72, 80, 96):
-        own = replicate(rows, slots)
-        busiest[slots] = [((each / own).max() / each.mean()).item() for each in (rows, others)]
-    assert 7.4 < busiest[64][0] < 7.6 and 2.4 < busiest[72][0] < 2.6 and 1 < busiest[96][0] < 1.2
-    assert all(4.4 < busiest[slots][1] < 4.6 for slots in (64, 72, 80)) and 2.1 < busiest[96][1] < 2.4
+    for devices in (64, 72):
+        copies = replicate(rows, devices)
+        busiest[devices] = [((each / copies).max() / each.mean()).item() for each in (rows, others)]
+    assert 7.4 < busiest[64][0] < 7.6 and 2.4 < busiest[72][0] < 2.6
+    assert all(4.4 < busiest[devices][1] < 4.6 for devices in (64, 72))
 
 
 @pytest.mark.claim("more-devices-lower-the-latency")
