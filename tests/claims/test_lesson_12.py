@@ -23,6 +23,8 @@ def test_the_answer_on_the_map():
     over = speedups(sizes, machine_for(row, "bfloat16"), "bfloat16", batches, 1024).at(np.array([3.2]))[:, 0]
     slower = batches[over.round(3) < 1]
     assert slower.min() == 6 and 250 < slower.max() < 260
+    ridge = row.bf16_flops_per_second / row.bytes_per_second  # of a dense FFN; of experts, E/K times as large
+    assert round(ridge) == 206 and 354 < ridge * 8 / 2
     assert over[0] == pytest.approx(2.9, abs=0.05) and over.min() == pytest.approx(0.81, abs=0.01)
     last = on_machine(sizes, row, "bfloat16", 1024)["texts"]
     assert last == 354 and over[batches == last].item() == pytest.approx(1.2, abs=0.05)
