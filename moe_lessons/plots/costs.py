@@ -71,7 +71,7 @@ def layer_panel(shape: TransformerShape, context: int, title: str) -> Panel:
         for text, own in part.items():
             place, is_free = (left + own * scale / 2, 76 + high / 2, own * scale, high), text == free
             says = f"{text}: {0 if is_free else D * own:,} parameters, {2 * D * own:,} FLOPs"
-            boxes.append(box(*place, text * (own * scale > 30), 1 if is_free else fill, says=says))
+            boxes.append(box(*place, text if own * scale > 30 else text[0], 1 if is_free else fill, says=says))
             left += own * scale + 4
         arrows.append(((left - 12, 74, left - 12, 26), -1, -1))
         left += 28

@@ -15,7 +15,7 @@ from moe_lessons.analysis import TransformerShape, count_parameters
 from moe_lessons.analysis.counting import MODEL_SHAPES
 from moe_lessons.exercises import causal_attention
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
-from moe_lessons.nn.attention import Attention, rotary, rotate
+from moe_lessons.nn.attention import rotary, rotate
 from moe_lessons.plots import write
 from moe_lessons.tasks import TextTask, encode, make_text
 from moe_lessons.training import Run, train
@@ -111,18 +111,6 @@ def test_the_ffn_holds_most():
 
     assert shares(ours, 64)[:2] == pytest.approx((0.69, 0.6), abs=0.01)
     assert shares(mistral, 4096)[:2] == pytest.approx((0.81, 0.7), abs=0.01)
-
-
-def test_the_attention_that_a_learner_puts_into_a_model_computes_what_the_packages_does():
-    notebook = nbformat.read(NOTEBOOK, 4)
-    cell = next(cell.source for cell in notebook.cells if "class MyAttention" in cell.source)
-    names = {"torch": torch, "Attention": Attention, "rotate": rotate, "deepcopy": deepcopy}
-    names |= {"model": (model := model_of(0)), "ids": encode("the old baker"), "weights_of": causal_attention.answer}
-    exec(cell, names)
-    assert all(type(layer.attention) is names["MyAttention"] for layer in names["yours"].layers)
-    ids = torch.randint(256, (2, 64), generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(names["yours"](ids)[0], model(ids)[0])
-    assert names["difference"] < 1e-4
 
 
 @pytest.mark.claim("every-parameter-works-for-every-token")
