@@ -56,7 +56,7 @@ def plot(panel: Panel, ax: Axes | None = None, width: float = 6.4, height: float
     if panel.caption:
         ax.set_xlabel("\n".join(filter(None, (x.label, panel.caption))), loc="left")
     if panel.selected:
-        ax.spines[:].set(visible=True, color=style.RED, linewidth=2, zorder=4)
+        ax.spines[:].set(visible=True, color=LIGHT.muted, linewidth=2, zorder=4)  # red is for what is dead
     elif is_filled:
         ax.spines[:].set_visible(False)
     return style.name_over(ax)
@@ -95,12 +95,17 @@ def _line_style(ink: int, strong: bool = True) -> dict:
     return {"color": LIGHT.lines[ink % 8], "ls": style.DASHES[ink % 8], "lw": 2 if strong else 1.2}
 
 
-MOST_NAMES = 6  # more of them, beside the ends of lines, would not be read
+MOST_NAMES = 6  # more of them, beside the ends of lines, would not be read: then those that end alone are named
+LONE = 0.15  # of the range of all ends
 
 
 def _name_ends(drawn: Sequence, ax: Axes) -> None:
     lines = [mark for mark in drawn if isinstance(mark, marks.Line) and mark.model is not None and len(mark.x)]
     if len(lines) > MOST_NAMES:
+        last = np.array([line.y[-1] for line in lines])
+        near = abs(last - last[:, None]) <= LONE * np.ptp(last)
+        lines = [line for line, count in zip(lines, near.sum(axis=1)) if count == 1]
+    if not lines:
         return
     lines, apart = sorted(lines, key=lambda line: line.y[-1]), 13 * np.arange(len(lines))
     (low, high), height = ax.get_ylim(), 0.8 * ax.bbox.height  # pixels, when all is laid out

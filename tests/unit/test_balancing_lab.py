@@ -153,7 +153,7 @@ async def test_curves_are_the_means_of_the_readings_and_the_selected_one_has_its
     lab.inputs["curve"].value = name
     await settled()
     lab.show(True)
-    assert lab.canvas.panels[0].title == f"{CURVES[name][0]} without noise (mean of 2)"
+    assert lab.canvas.panels[0].title == f"{CURVES[name][0]} (mean of 2)"
     for line in (mark(lab, 0, Line, number) for number in (0, 1)):
         own = [getattr(reading, quantity) for reading in list(lab.tiles.values())[line.model].readings]
         np.testing.assert_allclose(line.y, np.mean(own, axis=1), rtol=1e-6)

@@ -183,3 +183,10 @@ def test_numbers_are_sent_in_a_type_that_a_page_has():
     parts = marks.Parts(("total",), ("experts",), [[46_000_000_000]], ("#000000",))
     _, arrays = marks.encode_panel(Panel("", [marks.Line(torch.arange(3), np.arange(6.0)[::2]), parts]), 0)
     assert arrays["0.0.y"].tolist() == [0, 2, 4] and arrays["0.1.values"].item() == pytest.approx(46e9)
+
+
+def test_of_many_lines_those_that_end_alone_are_named():
+    lines = [Line([0, 1], [0, end], f"line {end}", 3, model) for model, end in enumerate((0, 0.1, 4, 4.1, 4.2, 4, 2))]
+    for shown, named in ((lines, ["line 2"]), (lines[:3], ["line 0", "line 0.1", "line 4"])):
+        ax = still.plot(Panel("", shown, Axis(0, 1), Axis(0, 5), legend=[(3, "all")]))
+        assert sorted(text.get_text() for text in ax.texts) == named

@@ -144,7 +144,8 @@ def curves(view) -> Panel:
             past = history(tile.band)
             legend = [*legend, (WITH_NOISE, f"{name}, with noise")]
             marks.append(Line(*map(past.column, ("steps", "dead")), legend[-1][1], WITH_NOISE, strong=False))
-    title += f" without noise (mean of {settings['seeds']})" if settings["seeds"] > 1 else " without noise"
+    title += " without noise" if any(tile.is_noisy for tile in view.tiles.values()) else ""
+    title += f" (mean of {settings['seeds']})" if settings["seeds"] > 1 else ""
     x = Axis(0, roomy(max(tile.step for tile in view.tiles.values())), "step", link="step")
     y = Axis(0, 1.0 if quantity == "accuracy" else float(settings["num_experts"]))
     return Panel(title, marks, x, y, width=4, legend=legend)

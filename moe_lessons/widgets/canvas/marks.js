@@ -36,7 +36,8 @@ export function stopsOf(card) {
  */
 const isTold = ({ mark, name, model, x }) =>
   mark === "Line" && Boolean(name) && isNumber(model) && x.length > 0;
-const MOST_NAMES = 6; // more of them, beside the ends of lines, would not be read
+const MOST_NAMES = 6; // more of them, beside the ends of lines, would not be read: then those that end alone are named
+const LONE = 0.15; // of the range of all ends
 
 /**
  * @param {Mark[]} marks any
@@ -44,7 +45,10 @@ const MOST_NAMES = 6; // more of them, beside the ends of lines, would not be re
  */
 export function namedLines(marks) {
   const told = marks.filter(isTold);
-  return told.length > MOST_NAMES ? [] : told;
+  if (told.length <= MOST_NAMES) return told;
+  const ends = told.map(({ y }) => y.at(-1));
+  const apart = LONE * (Math.max(...ends) - Math.min(...ends));
+  return told.filter((_, i) => ends.filter((end) => Math.abs(end - ends[i]) <= apart).length === 1);
 }
 
 const circle = (x, y, radius) => {
