@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from statistics import median
 from unittest.mock import patch
 
 import numpy as np
@@ -30,7 +29,6 @@ from moe_lessons.support.errors import check_seed
 from moe_lessons.training import bar
 
 PRODUCTS, ROUTING, ATTENTION, REST = PARTS = "products with weights", "routing", "attention and KV cache", "other"
-MISSED, TRIES = 0.05, 3  # parts that miss the whole by more are measured again, so often at most
 MULTIPLY = ("linear", "grouped_mm")  # by which the layers of `nn` multiply with weights
 
 
@@ -89,10 +87,10 @@ def step_parts(
 ) -> pd.DataFrame:
     """Measure where the milliseconds of a decoding step go: a row for each batch size and model, medians of `repeats`.
 
-    Steps are measured in turns, as they are, `whole`, and with a stopwatch, which has their `PARTS`; of one text, four
-    in a row, as in writing. `missed`: by which share the sum of the parts misses the whole; where that is over 5 %, the
-    batch size is measured again, and the best of three tries stays. `promise`: how long its bytes take at least, by a
-    plain product, one large matrix times a vector, at its best in the same turns. device: see `decode_speed`."""
+    Steps are measured in turns, as they are, `whole`, and with a stopwatch, which has the shares of their `PARTS`:
+    these sum to the whole; at batch size 1 four in a row, as in decoding. `missed`: by which share a step with
+    the stopwatch takes longer. `promise`: how long its bytes take at least, by a plain product, one large matrix times
+    a vector, at its best in the same turns. device: see `decode_speed`."""
     check_models(models, batch_sizes)
     models = moved(models, device)
     place = device_of(models)
@@ -102,29 +100,19 @@ def step_parts(
         for batch in bar(batch_sizes, "batch sizes"):
             tokens = max(1, IN_A_ROW // batch)
             ids = torch.randint(vocab_size, (batch, PROMPT + tokens), generator=generator)
-            as_is, with_watch, seen = [], [], {name: [] for name in models}
+            steps, with_watch, seen = [], [], {name: [] for name in models}
             for name, model in models.items():
-                steps = decoding_steps(model, ids)
-                as_is += steps
-                with_watch += [partial(decode_watched, seen[name], step) for step in steps]
-            tries = []
-            while not tries or (misses(tries[-1]) > MISSED and len(tries) < TRIES):
-                for own in seen.values():
-                    own.clear()
-                turns = take_turns([plain, *as_is, plain, *with_watch, plain], repeats, place)
-                tries.append([])
-                reading = min(turns[0] + turns[1 + len(as_is)] + turns[-1])
-                whole = np.reshape(turns[1 : 1 + len(as_is)], (len(models), -1))
-                for (name, model), own in zip(models.items(), whole, strict=True):
-                    spent = seen[name][WARM_UP * tokens :]
-                    row = {part: 1000 * median(one[part] for one in spent) for part in PARTS}
-                    row |= {"whole": median(own), "missed": sum(row.values()) / median(own) - 1}
-                    row["promise"] = reading * bytes_per_step(model, batch) / plain.args[0].nbytes
-                    tries[-1].append({"batch": batch, "model": name} | row)
-            rows += min(tries, key=misses)
+                own = decoding_steps(model, ids)
+                steps += own
+                with_watch += [partial(decode_watched, seen[name], step) for step in own]
+            turns = np.array(take_turns([plain, *steps, plain, *with_watch, plain], repeats, place))
+            reading = turns[[0, 1 + len(steps), -1]].min()
+            wholes = turns[1 : 1 + len(steps)].reshape(len(models), tokens, repeats)
+            for (name, model), whole in zip(models.items(), wholes, strict=True):
+                spent = [[1000 * one[part] for part in PARTS] for one in seen[name][WARM_UP * tokens :]]
+                parts, sums = np.median(spent, axis=0), np.sum(spent, axis=1)
+                row = dict(zip(PARTS, parts * np.median(whole) / parts.sum()), whole=np.median(whole))
+                row["missed"] = np.median(sums / whole.T.flatten()) - 1  # step by step
+                row["promise"] = reading * bytes_per_step(model, batch) / plain.args[0].nbytes
+                rows.append({"batch": batch, "model": name} | row)
     return pd.DataFrame(rows)
-
-
-def misses(rows: Sequence[Mapping[str, float]]) -> float:
-    """By which share parts miss their whole at most."""
-    return max(abs(row["missed"]) for row in rows)

@@ -26,15 +26,14 @@ KINDS = {"one text": ("o", 0), "full load": ("s", 3), "training": ("D", 4)}  # m
 
 
 def plot_step_parts(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw where the time of a step goes, by `analysis.step_parts`: bars of the milliseconds of the whole step, with
-    the shares of its parts."""
+    """Draw where the time of a step goes, by `analysis.step_parts`: bars in milliseconds."""
     rows = frame.batch.rank(method="dense").astype(int) - 1 + np.arange(len(frame))  # a gap after each batch
     ax = LessonFigure(9, 1.1 + 0.27 * rows.max()).add_subplot() if ax is None else ax
     dress(ax, "Time of a decoding step, by part", "milliseconds")
-    left, scale = 0 * frame.whole, frame.whole / frame[list(PARTS)].sum(axis=1)
+    left = 0 * frame.whole
     for part, color in PART_COLORS.items():
-        ax.barh(rows, scale * frame[part], 0.8, left, color=color, label=part)
-        left += scale * frame[part]
+        ax.barh(rows, frame[part], 0.8, left, color=color, label=part)
+        left += frame[part]
     ax.vlines(frame.promise, rows - 0.5, rows + 0.5, LIGHT.foreground, lw=2.4, label=LOADING)
     for row, end, whole in zip(rows, np.maximum(left, frame.promise), frame.whole):
         annotate(ax, f"{whole:.3g} ms", (end, row), (5, 0))
@@ -79,7 +78,7 @@ def speedup_panel(
     z = np.log2(found.at(np.linspace(low, high, len(found.moe)))).astype("f4")  # (rows, columns)
     x, y = np.array([point[0] for point in points]), np.log2([point[1] for point in points])
     beside = np.where(x < 0.95 * top, 0.012, -0.055) * top  # right of a point, or left
-    said = np.column_stack([x + beside, y.clip(0.2)])
+    said = np.column_stack([x + beside, y.clip(0.35)])
     contours, rows = np.array([found.widths(level) for level in LEVELS]), np.linspace(0, LAST, len(found.moe))
     labels = []
     for level, line in zip(LEVELS, contours):

@@ -21,7 +21,7 @@ from moe_lessons.analysis import (
 from moe_lessons.analysis.counting import MODEL_SHAPES
 from moe_lessons.analysis.roofline import machines, on_machine, published_speeds, sizes_of
 from moe_lessons.analysis.speedup import Measured, measure_speedups, speedups
-from moe_lessons.analysis.step_parts import ATTENTION, PARTS, PRODUCTS, REST, ROUTING, step_parts
+from moe_lessons.analysis.step_parts import ATTENTION, PRODUCTS, REST, ROUTING, step_parts
 from moe_lessons.nn import FeedForward, LanguageModel, TransformerConfig, seeded, torch_threads
 from moe_lessons.plots.speeds import Stream
 from moe_lessons.tasks import TextTask
@@ -140,8 +140,8 @@ def test_one_text_waits_for_memory(parts):
 @pytest.mark.claim("the-parts-are-the-whole")
 def test_the_parts_are_the_whole(parts):
     """The parts are measured with a stopwatch, which takes some 3 %, and the whole without one."""
-    ratio = (sum(parts[part] for part in PARTS) / parts.whole).median()
-    assert 0.93 < ratio.min() and ratio.max() < 1.08
+    missed = parts.missed.median()
+    assert -0.07 < missed.min() and missed.max() < 0.08
 
 
 @pytest.mark.claim("random-tokens-follow-the-union-law")
@@ -166,6 +166,7 @@ def test_three_regions_of_the_map(points):
     assert valley[2] < 1 and valley[4] < 1.3
     by_roof = median_speedups(points, "roofline")[[2, 4, 8]]
     assert (by_roof.loc[16] < 0.5 * by_roof.loc[1]).all() and (by_roof.loc[256] > 1.5 * by_roof.loc[16]).all()
+    assert had[4][16] > 1.1 * median_speedups(points, "roofline")[4][16]  # above the map
     touched = union_law(16, 2, 8)
     assert 10 < touched < 11 and touched / 2 > 4 and 8 * 2 / touched < 2  # most, and few tokens for each
 
@@ -213,7 +214,6 @@ def test_memory_is_full_before_the_lead_is_back():
     card = Machine(H200.bytes_per_second, H200.bf16_flops_per_second)
     over = speedups(sizes, card, "bfloat16", batches, 1024).at(np.array([2.0, 4.0]))
     assert on_machine(sizes, H200, "bfloat16", 1024)["texts"] == 354
-    assert on_machine(sizes, H200, "bfloat16", 8192)["texts"] == 44
     assert (over[:2, 0] > 1.1).all() and (over[2:9, 0] < 0.95).all() and over[-1, 0] > 1.05
     assert (over[:, 1] > 0.99).all() and over[4:7, 1].max() < 1.05
     longer = speedups(sizes, card, "bfloat16", 2.0 ** np.arange(6, 21), 8192).at(np.array([2.0]))
