@@ -52,9 +52,9 @@ def share_scatter(x, y, labels: tuple[str, str], title: str) -> Axes:
     return name_over(ax)
 
 
-def logit_gradient_bars(own, others, title: str, ax: Axes) -> Axes:
+def logit_gradient_bars(own, others, load, title: str, ax: Axes) -> Axes:
     """Draw minus the gradient on the logit of each expert, so that bars above 0 raise it: own (E,), from the tokens
-    that chose the expert (full); others (E,), from all other tokens (pale)."""
+    that chose the expert (full); others (E,), from all other tokens (pale). load (E,): its share of the tokens."""
     dress(ax, title, ylabel="−∂L/∂z: above 0 raises the logit")
     places = np.arange(len(own))
     options = {"color": [style.expert_color(e) for e in places], "hatch": [style.expert_hatch(e) for e in places]}
@@ -63,7 +63,7 @@ def logit_gradient_bars(own, others, title: str, ax: Axes) -> Axes:
         ax.bar(places + side, heights, 0.4, edgecolor=LIGHT.background, lw=0.5, alpha=alpha, **options)
         ax.bar([0], [0], color=LIGHT.muted, alpha=alpha, label=name)
     ax.axhline(0, lw=1, color=LIGHT.foreground)
-    ax.set_xticks(places, [f"E{e}" for e in places])
+    ax.set_xticks(places, [f"E{e}\n{share:.0%}" for e, share in zip(places, load)])
     return name_over(ax)
 
 

@@ -182,24 +182,22 @@ def dead_curves(dead: Mapping[str, Sequence], steps: Sequence[int] | None = None
 
 
 def collapse_map(cells: pd.DataFrame, ours: tuple[str, str, float]) -> Figure:
-    """Draw the dead experts of `analysis.results.load_collapse_map` at step 600, and in a frame one setting: its start,
-    weights and lr."""
-    starts, weights, rates = (list(cells[name].unique()) for name in ("start", "weights", "lr"))
-    dead = cells[cells.step == 600].set_index(["weights", "start", "lr"])["dead"].sort_index()
+    """Draw the dead experts of `analysis.results.load_collapse_map` at step 600 with the learning rate of one setting,
+    and this setting in a frame: its start, weights and lr."""
+    start, weight, lr = ours
+    starts, weights = (list(cells[name].unique()) for name in ("start", "weights"))
+    own = cells[(cells.step == 600) & (cells.lr == lr)]
+    values = own.pivot(index="start", columns="weights", values="dead").loc[starts, weights].to_numpy(float)
     shades = LinearSegmentedColormap.from_list("dead", [LIGHT.background, style.RED])
-    figure = style.LessonFigure(2.8 * len(weights), 3.8)
-    for ax, of in zip(figure.subplots(1, len(weights), sharey=True), weights):
-        dress(ax, of, "learning rate", "router initialisation" if of == weights[0] else "")
-        values = dead[of].unstack().loc[starts, rates].to_numpy(float)
-        ax.imshow(values, cmap=shades, vmin=0, vmax=5, aspect="auto")
-        for (row, column), value in np.ndenumerate(values):
-            annotate(ax, f"{value:.1f}", (column, row), (0, 0), ha="center", va="center", fontsize=13)
-            if (starts[row], of, rates[column]) == ours:
-                options = {"fc": "none", "ec": LIGHT.foreground, "lw": 3, "clip_on": False, "zorder": 4}
-                ax.add_patch(Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, **options))
-        ax.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
-        ax.set_yticks(range(len(starts)), starts)
-        ax.spines[:].set_visible(False)
-    words = "Dead experts of 8 at step 600, mean of ten seeds; in the frame the setting of section 1"
-    figure.suptitle(words, x=0.01, ha="left", fontsize=style.TEXT_SIZE, color=LIGHT.foreground)
+    figure = style.LessonFigure(7.6, 3.4)
+    words = "Dead experts of 8 at step 600, mean of ten seeds (frame: section 1)"
+    ax = dress(figure.subplots(), words, "K and routing weight", "router initialisation")
+    ax.imshow(values, cmap=shades, vmin=0, vmax=5, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        annotate(ax, f"{value:.1f}", (column, row), (0, 0), ha="center", va="center", fontsize=13)
+    options = {"fc": "none", "ec": LIGHT.foreground, "lw": 3, "clip_on": False, "zorder": 4}
+    ax.add_patch(Rectangle((weights.index(weight) - 0.48, starts.index(start) - 0.48), 0.96, 0.96, **options))
+    ax.set_xticks(range(len(weights)), weights)
+    ax.set_yticks(range(len(starts)), starts)
+    ax.spines[:].set_visible(False)
     return figure

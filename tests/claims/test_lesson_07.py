@@ -104,7 +104,8 @@ def test_the_router_alone_collapses(band):
     assert changed == {name for name in kept if name.startswith("block.router.")}
     for step in (300, 600):
         assert 2.9 < dead_at(values, step).sum(axis=1).mean() < 4.4
-        assert dead_at(band, step)[dead_at(band, 100)].mean() > 0.9  # when everything trains they stay dead
+        for each in (band, values):  # the dead stay dead in both
+            assert dead_at(each, step)[dead_at(each, 100)].mean() > 0.85
     still = SeedBand(COLLAPSE, seeds(10))
     let_learn(still.model, "all but the router")
     assert dead_at(run_of(still, 300), 300).sum(axis=1).mean() < 0.4
@@ -119,38 +120,27 @@ def test_no_token_no_gradient():
 
 
 @pytest.mark.claim("own-tokens-raise-the-logit-others-lower-it")
-def test_own_tokens_raise_the_logit_others_lower_it(band):
+def test_own_tokens_raise_the_logit_others_lower_it():
     up, down = {}, {}  # the shares of the logits, after so many steps
     runs = [watched_run(COLLAPSE, seed) for seed in seeds(10)]
-    for step in (0, 2, 4, 6, 20):
+    for step in (0, 2, 4, 6):
         train(runs, step - len(runs[0].records)) if step else None
         own, others = np.array([raised(run) for run in runs]).transpose(1, 0, 2)  # (seeds, E)
         up[step], down[step] = (own[own != 0] > 0).mean(), (others < 0).mean()
-    assert all(0.2 < share[step] < 0.8 for share in (up, down) for step in (0, 20))
+    assert all(0.2 < share[0] < 0.8 for share in (up, down))
     assert min(up[2], up[4]) > 0.88 and up[6] > 0.8 and min(down[2], down[4], down[6]) > 0.9
-    assert (band[15:25] < 0.01).sum(axis=2).mean() > 0.65 * dead_at(band, 600).sum(axis=1).mean()
 
 
 @pytest.mark.claim("experts-with-few-tokens-are-lowered")
-@pytest.mark.parametrize("learns, few, many", [("all", 0.82, 0.29), ("router only", 0.88, 0.41)])
-def test_experts_with_few_tokens_are_lowered(learns, few, many):
+def test_experts_with_few_tokens_are_lowered():
     """The share of logits whose sum of gradients lowers them, of experts below the uniform load, and of the others."""
-    runs, lowered = [watched_run(COLLAPSE, seed, learns) for seed in seeds(20)], {True: [], False: []}
+    runs, lowered = [watched_run(COLLAPSE, seed) for seed in seeds(20)], {True: [], False: []}
     for step in (2, 4, 6):
         for run in runs:
             train(run, step - len(run.records))
             for total, load in zip(sum(raised(run)), run.records[-1].load[0]):
                 lowered[load < 1 / 8].append(total < 0)
-    assert abs(np.mean(lowered[True]) - few) < 0.07 and abs(np.mean(lowered[False]) - many) < 0.09
-
-
-@pytest.mark.claim("the-first-gradient-decides")
-def test_the_first_gradient_decides(band):
-    first = np.array([sum(raised(watched_run(COLLAPSE, seed))) for seed in seeds(20)])  # (seeds, E)
-    high = first > np.median(first, axis=1, keepdims=True)
-    for step in (300, 600):
-        died = dead_at(band, step)
-        assert 0.6 < died[~high].mean() < 0.8 and 0.1 < died[high].mean() < 0.3
+    assert abs(np.mean(lowered[True]) - 0.82) < 0.07 and abs(np.mean(lowered[False]) - 0.29) < 0.09
 
 
 @pytest.mark.claim("what-decides")

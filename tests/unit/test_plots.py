@@ -121,17 +121,20 @@ def test_pictures_of_a_collapse_show_each_expert_each_seed_and_the_means():
     for expert, points in enumerate(loads.share_scatter(x, y, ("x", "y"), "Shares").collections):
         np.testing.assert_allclose(points.get_offsets(), np.stack([x[:, expert], y[:, expert]], axis=1))
         assert to_hex(points.get_facecolor()[0]).upper() == expert_color(expert).upper()
-    drawn = loads.logit_gradient_bars(np.array([1.0, 0.25]), np.array([-0.5, -2.0]), "Gradients", subplot())
+    drawn = loads.logit_gradient_bars(
+        np.array([1.0, 0.25]), np.array([-0.5, -2.0]), [0.02, 0.98], "Gradients", subplot()
+    )
     assert heights(drawn.patches)[:2] == [1.0, 0.25] and {-0.5, -2.0} <= set(heights(drawn.patches))
+    assert texts(drawn.get_xticklabels()) == ["E0\n2%", "E1\n98%"]
     ax = sweeps.dead_curves({"a": [[0, 1, 2], [0, 2, 4]]})
     assert ax.lines[0].get_xydata().tolist() == [[1, 0], [2, 1.5], [3, 3]]
     ax = sweeps.dead_curves({"a": [[0, 12]]}, steps=[25, 50], num_experts=24)
     assert ax.lines[0].get_xydata().tolist() == [[25, 0], [50, 12]] and ax.get_ylim()[1] == 24
     cells = pd.DataFrame(product(("sure", "random"), ("p", "p / sum"), (0.001, 0.01), (300, 600)))
     cells = cells.set_axis(["start", "weights", "lr", "step"], axis=1)
-    first, second = sweeps.collapse_map(cells.assign(dead=np.arange(16)), ("random", "p / sum", 0.01)).axes
-    assert texts(first.texts) == ["1.0", "3.0", "9.0", "11.0"] and not first.patches  # of step 600
-    assert [frame.get_xy() for frame in second.patches] == [(0.52, 0.52)]
+    (ax,) = sweeps.collapse_map(cells.assign(dead=np.arange(16)), ("random", "p / sum", 0.01)).axes
+    assert texts(ax.texts) == ["3.0", "7.0", "11.0", "15.0"]  # of step 600 and this rate
+    assert [frame.get_xy() for frame in ax.patches] == [(0.52, 0.52)]
 
 
 @pytest.mark.parametrize("tokens, num_experts, top_k, capacity", [(12, 4, 1, 2), (9, 3, 2, 4), (6, 2, 1, 6)])
