@@ -101,7 +101,7 @@ def test_pointing_works_as_in_the_live_view(opened):
 
 def test_another_recording_is_opened_by_its_address_and_a_single_picture_has_no_bar(opened):
     page = opened(NAME)
-    page.evaluate("location.hash = '#00-Picture'")
+    page.evaluate("location.hash = '#02-Picture'")
     page.locator(".moe-about", has_text="Drawn from a real model: Picture of 'The block").wait_for()
     page.locator(".moe-canvas canvas").first.wait_for()
     assert page.locator(".moe-page-bar").count() == 0
