@@ -20,12 +20,12 @@ FINER_MISTAKES = [
     (lambda e, k, f, n: (e * n, k * n, f // n, 1),
      "Sizes are right. But a mean of more outputs has a smaller norm: by which factor?"),
     (lambda e, k, f, n: (e * n, k * n, f // n, n),
-     "Sizes are right. Your factor is for outputs that cancel each other; unrelated ones cancel only in part."),
+     "Sizes are right. With our initialisation a narrow expert's output has the same norm: only the mean shrinks it."),
     (lambda e, k, f, n: (e * n, k * n, f // n, n**-0.5),
      "Sizes are right. Your factor is how much smaller the norm is: what makes up for it?"),
 ]  # fmt: skip
 
 
-@exercise(2, my_finer_experts, FINER_MISTAKES, ("num_experts", "top_k", "d_ff", "the factor"))
+@exercise(1, my_finer_experts, FINER_MISTAKES, ("num_experts", "top_k", "d_ff", "the factor"))
 def finer_experts() -> list[tuple]:
     return [(8, 2, 64, 8), (16, 2, 32, 4), (6, 3, 30, 5), (4, 2, 8, 2)]
