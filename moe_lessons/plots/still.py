@@ -126,7 +126,8 @@ def two_ways(ax: Axes, edges, z: np.ndarray, even: float, most: float) -> QuadMe
     low, high = LIGHT.directions
     shades = LinearSegmentedColormap.from_list("two ways", [low, LIGHT.background, high])
     norm = TwoSlopeNorm(even, 0, most if most > even else 2 * even)
-    return ax.pcolormesh(*edges, z, cmap=shades, norm=norm, edgecolors=LIGHT.grid, lw=1, zorder=0.5)
+    lines = LIGHT.grid if ax.bbox.width / z.shape[1] > 8 else "none"  # they would be nearly as wide as the cells
+    return ax.pcolormesh(*edges, z, cmap=shades, norm=norm, edgecolors=lines, lw=1, zorder=0.5)
 
 
 def draw_field(mark: Field, ax, panel):
@@ -166,6 +167,7 @@ def draw_cells(mark: Cells, ax, panel):
         bar = style.styled(ax.figure.colorbar, mesh, ax=ax, aspect=30, pad=0.02)
         bar.set_ticks(ends, labels=[said[0], f"{said[1]}\neven", said[2]])
         colors = mesh.to_rgba(z)
+        ax.hlines(edges[1][1:-1], -0.5, experts - 0.5, color=LIGHT.grid, lw=1, zorder=0.6)
     if mark.numbers and ax.bbox.width / experts > 18 and ax.bbox.height / rows > 12:
         for row, expert in np.argwhere(~np.isnan(z)):
             color = ink_on(to_hex(colors[row, expert]))
@@ -390,7 +392,7 @@ def draw_text(mark: Text, ax, panel):
         if letter.strip(" "):
             annotate(ax, visible(letter), (column + 0.5, line + middle), **options)
         if expert >= 0:
-            annotate(ax, str(expert), (column + 0.5, line + 0.68), **options)
+            annotate(ax, str(expert), (column + 0.5, line + 0.7), fontsize=style.TEXT_SIZE - 2, **options)
             ax.bar(column, 0.9, 0.92, line, align="edge", color=expert_color(expert), lw=0, zorder=2)
 
 

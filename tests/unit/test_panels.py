@@ -175,11 +175,11 @@ def test_a_trace_is_coloured_by_the_layer_and_a_tip_says_the_experts_of_a_byte(t
 
 
 def test_shares_are_shown_in_two_directions_from_the_even_one():
-    for experts in (1, 2, 16):
+    for experts, most in ((1, 1), (2, 1), (8, 0.5), (16, 0.25), (64, 0.125)):
         table = pd.DataFrame(np.random.default_rng(0).dirichlet([0.5] * experts, 2), index=["english", "$b_$" * 10])
         panel = shares_panel(table, "Shares")
         np.testing.assert_allclose(panel.marks[0].z, table, rtol=1e-6)
-        assert panel.marks[0].even == 1 / experts and panel.marks[0].most == min(1, 4 / experts)
+        assert panel.marks[0].even == 1 / experts and panel.marks[0].most == most
 
 
 def test_a_model_goes_on_from_prompts_and_panels_refuse_models_that_have_nothing_to_show(view, text_run):

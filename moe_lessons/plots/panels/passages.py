@@ -90,7 +90,8 @@ def shares_panel(shares: pd.DataFrame, title: str) -> Panel:
     if (values < 0).any() or not np.allclose(sums[~np.isnan(sums)], 1, atol=1e-4):
         raise ValueError(f"shares must be at least 0 and sum to 1 in each row, got the sums {sums.round(3).tolist()}")
     names = [f"layer {name}" if shares.index.name == "layer" else str(name) for name in shares.index]
-    cells = Cells(values, even=1 / experts, most=min(1, 4 / experts), numbers=True, rows="group")
+    most = min(1, (4 if experts <= 16 else 8) / experts)
+    cells = Cells(values, even=1 / experts, most=most, numbers=True, rows="group")
     y = Axis(len(names) - 0.5, -0.5, ticks=[(row, name[:LONGEST_NAME]) for row, name in enumerate(names)])
     return Panel(title, [cells], experts_axis(experts), y, width=6)
 

@@ -258,11 +258,11 @@ function cellColors(view, mark, columns) {
   return (value, e) => mix(ground, colors[e], Math.sqrt(clamp(value, 0, 1)) * parts[e]);
 }
 
-// On whole pixels, with a gap on the right and, where there is room, below.
+// On whole pixels, with a gap on the right and below where there is room.
 function fillCell(context, [x, y, wide, high], color) {
   const left = Math.round(x);
   const top = Math.round(y);
-  const right = Math.round(x + wide) - (wide > 4 ? 2 : 1);
+  const right = Math.round(x + wide) - (wide > 8 ? 2 : 0);
   const bottom = Math.round(y + high) - (high > 4 ? 1 : 0);
   context.fillStyle = color;
   context.fillRect(left, top, right - left, bottom - top);
