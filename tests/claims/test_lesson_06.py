@@ -1,7 +1,6 @@
 """What lesson 06 says under 'What to notice': of its own model, trained as its laboratory does from three seeds; of the
 counts of two real models; and of the classes of transformers."""
 
-import re
 from typing import NamedTuple
 
 import numpy as np
@@ -26,12 +25,11 @@ from moe_lessons.hub import Lens
 from moe_lessons.hub.routing_lens import joined
 from moe_lessons.nn import LanguageModel, TransformerConfig, load_balancing_loss, seeded
 from moe_lessons.support.data import data_path
-from moe_lessons.tasks import TextTask, decode, encode, make_text, text
+from moe_lessons.tasks import TextTask
 from moe_lessons.training import Run, train
 
 CONFIG = TransformerConfig(d_model=64, num_layers=3, d_ff=32, num_experts=8, top_k=2)
 SEEDS, TOPICS = seeds(3), ("sea", "kitchen")
-WORDS = {name: set(re.findall("[a-z]+", make_text(name, 220_000).lower())) for name in TOPICS}
 OLMOE, MIXTRAL, REAL = "OLMoE-1B-7B", "Mixtral 8x7B", real_routing()
 TOP_K = {OLMOE: 8, MIXTRAL: 2}
 
@@ -77,11 +75,12 @@ def test_the_choice_tells_of_the_byte_then_of_its_context_and_not_of_the_topic(s
         assert table["topic"].max() < 0.05 and table["domain | token"].min() > 1.5 * table["topic"].max()
 
 
-@pytest.mark.claim("training-adds-the-byte-and-what-stands-around-it")
-def test_training_adds_the_byte_and_what_stands_around_it(shares):
-    gains = pd.concat([(after - before).loc[[2]] for before, after in zip(shares[0], shares[300])])
-    assert gains["token"].min() > 0.04
-    assert gains["domain | token"].min() > 0 and gains["domain | token"].mean() > 0.03
+@pytest.mark.claim("the-token-is-told-before-training")
+def test_the_token_is_told_before_training_which_adds_to_it_in_the_last_layer_only(shares):
+    for before, after in zip(shares[0], shares[300]):
+        assert (before["token"] > 1.2 * before["domain"]).all()
+        gain = after["token"] - before["token"]
+        assert gain[2] > 0.06 > 0.05 > gain[[0, 1]].max()  # .11 to .13; -.03 to .02
 
 
 @pytest.mark.claim("training-hardly-changes-what-the-map-tells")
@@ -89,23 +88,6 @@ def test_training_hardly_changes_what_the_map_tells(models):
     for own in models:
         bits = [np.mean([mutual_information(c) for c in routing_counts(own[n].table).values()]) for n in (0, 300)]
         assert 0.5 < bits[1] / bits[0] < 2
-
-
-@pytest.mark.claim("the-model-knows-the-topic")
-def test_the_model_knows_the_topic(models):
-    assert np.mean([words_of_sea(own[800].model, "sea") for own in models]) > 0.62
-    assert np.mean([words_of_sea(own[800].model, "kitchen") for own in models]) < 0.38
-
-
-def words_of_sea(model: LanguageModel, topic: str) -> float:
-    """Of the words that only one topic has, in what the model writes of people of `topic`: the share of the sea."""
-    written = []
-    for start in (f"The {person} " for person in text.TOPICS[topic]["people"]):
-        ids = model.generate(encode(start).expand(32, -1), 48, temperature=0.7)
-        lines = [decode(row[len(start) :]).split("\n")[0] for row in ids]
-        written += [word for word in re.findall("[a-z]+", " ".join(lines)) if word in WORDS["sea"] ^ WORDS["kitchen"]]
-    assert len(written) > 100
-    return np.mean([word in WORDS["sea"] for word in written])
 
 
 @pytest.mark.claim("a-letter-has-a-favourite")
