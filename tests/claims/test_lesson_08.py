@@ -187,15 +187,13 @@ def test_the_load_evens_out_with_the_coefficient():
 def test_a_weak_loss_needs_more_steps():
     """Dead experts, of 8, are counted 100 and 400 steps after the collapse's 100: the mean of the seeds."""
     left = {}
-    for coefficient, stops in {0.03: (400,), 0.1: (100, 400), 1.0: (100,)}.items():
+    for coefficient, stops in {0.1: (100, 400), 1.0: (100,)}.items():
         band = collapsed().branch(replace(COLLAPSE, router_aux_loss_coef=coefficient))
         for stop in stops:
             on(band, 100 + stop - len(band.records))
             left[coefficient, stop] = dead(band).mean()
-    before = dead(collapsed()).mean()
     assert left[1.0, 100] < 0.4
     assert left[0.1, 100] > 1 and left[0.1, 400] < 1
-    assert before - 2 < left[0.03, 400] <= before and left[0.03, 400] > left[0.1, 400] + 1
 
 
 @pytest.mark.claim("accuracy-has-an-inner-maximum")
