@@ -125,8 +125,8 @@ def test_the_cache_is_the_same():
     assert 1e9 * MIXTRAL.kv_cache_gb(1) == 131_072
 
 
-@pytest.mark.claim("calculator-three-tries")
-def test_calculator_three_tries():
+@pytest.mark.claim("calculator-two-tries")
+def test_calculator_two_tries():
     num_experts, top_k, d_ff = card_design.answer()
     start = TransformerShape(32000, 2048, 24, 16, 4, 128, d_ff, num_experts, top_k)
     calculator = CostCalculator(start, context_length=32768, machine="NVIDIA RTX 4090")
@@ -146,13 +146,6 @@ def test_calculator_three_tries():
         assert after[row] == pytest.approx(before[row] / 4, rel=0.01), row
     for row in ("total parameters", "active parameters", "FLOPs per token"):
         assert after[row] == before[row]
-
-    assert len(machines()) == 11
-    calculator.inputs["published"].value = "DeepSeek-V3"
-    for calculator.inputs["weights"].value in ("bfloat16", "4-bit"):
-        for calculator.inputs["machine"].value in machines().index:
-            assert rows_of(calculator, "fits").split()[0] == "no"
-    assert rows_of(calculator, "weights in").startswith("336 GB")
 
 
 @pytest.mark.claim("attention-is-over-half")
