@@ -19,6 +19,7 @@ from moe_lessons.tasks.plane import read_points
 FONT = "monospace"
 RULES = {"dash": ("--", 1.2, 1), "even": ((0, (2, 3)), 0.8, 0.75), "limit": ("-", 1.6, 1), "mark": ("-", 0.9, 0.6)}
 FILLING = Field | Cells | marks.Stack | marks.Heat | marks.Boxes | marks.Lamps | marks.Route  # the panel
+LEAST_PART = 0.008  # of a plane, as in the page: a smaller territory has no number
 RING = {"marker": "o", "ms": 12, "mfc": "none", "mec": style.RED, "mew": 2.2, "clip_on": False}
 TITLE, LINE, BOX = 24, 18, 30  # pixels: heights of a title, of a line of text, and of one with experts
 DRAWABLE = frozenset(get_font(findfont(FONT)).get_charmap())
@@ -146,10 +147,10 @@ def draw_field(mark: Field, ax, panel):
         own = ax.contourf(x, y, lead, [0, np.inf], colors=[expert_color(expert)], zorder=0.5)
         own.set(hatch=expert_hatch(expert), edgecolor=LIGHT.background, linewidth=1)
         rows, columns = np.nonzero(first == expert)
-        if len(rows):  # its number stands at that point of it which is nearest to its middle: it may be bent
+        if len(rows) >= LEAST_PART * first.size:  # its number stands at that point of it which is nearest to its middle
             at = np.hypot(rows - rows.mean(), columns - columns.mean()).argmin()
-            options = {"fontsize": 10, "weight": "bold", "color": "black", "ha": "center", "zorder": 2}
-            annotate(ax, str(expert), (x[columns[at]], y[rows[at]]), halo=LIGHT.background, **options)
+            options = {"fontsize": 10, "weight": "bold", "color": "black", "ha": "center", "halo": LIGHT.background}
+            annotate(ax, str(expert), (x[columns[at]], y[rows[at]]), zorder=2.55, **options)  # over the points
 
 
 def draw_cells(mark: Cells, ax, panel):
@@ -296,7 +297,7 @@ def draw_arrows(mark: marks.Arrows, ax, panel):
         color = LIGHT.foreground if expert < 0 else expert_color(expert)
         is_strong = token < 0 or token == mark.selected
         options = {"arrowstyle": "-|>" if is_strong else "-", "lw": 1.6 if is_strong else 0.8, "color": color}
-        options |= {"alpha": 1 if is_strong else 0.4, "shrinkA": 0, "shrinkB": 0, "zorder": 1 + is_strong}
+        options |= {"alpha": 1 if is_strong else 0.7, "shrinkA": 0, "shrinkB": 0, "zorder": 1 + is_strong}
         ax.annotate("", (x_to, y_to), (x, y), arrowprops=options | {"mutation_scale": 9}, annotation_clip=False)
 
 

@@ -11,7 +11,7 @@ import { grid, points } from "./stops.js";
 /** @typedef {import("./view.js").Mark} Mark  With its arrays. */
 
 const AROUND = [-1, 0, 1, 2]; // the points of a grid around one of its cells
-const LEAST_PART = 0.004; // of a plane: a smaller territory has no number
+const LEAST_PART = 0.008; // of a plane: a smaller territory has no number
 const EDGE = 0.04; // of a plane: so far from its edges numbers stay
 const STAYS = 6; // in how many rows and columns of a plane the keyboard walks
 
