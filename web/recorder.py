@@ -93,11 +93,13 @@ def play_in_pictures(view: LiveRun, steps: int | None = None) -> None:
 
 
 def play_through(view: Player, seen: dict[LiveCanvas, list[Shown]]) -> None:
-    """Show each frame of what is played."""
+    """Show each frame of what is played, and at last the one that the lesson shows."""
+    last = view.slider.value
     for place in range(view.last + 1):
         view.slider.value = place
         if place == 0:
             del seen[view.canvas][:-1]
+    view.slider.value = last
 
 
 def pictured(steps: int) -> list[int]:
