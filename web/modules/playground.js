@@ -51,7 +51,7 @@ export class Playground {
     this.buttons = front ? this.frontButtons(front) : {};
     const { More, ...breaking } = this.buttons;
     const inSight = [this.play, ...Object.values(breaking), reset, ...(front ? [More] : [])];
-    const rest = [...this.steps, ...more, ...shares];
+    const rest = [...this.steps, ...shares];
     const dock = make("div", { class: "moe-dock" }, bar(make("b", {}, settings.words.title), ...inSight));
     dock.append(
       make("div", { class: "moe-page-first" }, ...first.map((name) => this.controls[name].element)),
