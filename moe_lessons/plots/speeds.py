@@ -159,5 +159,5 @@ def stream_panel(streams: Mapping[str, Stream], seconds: float) -> Panel:
     mark = Boxes(np.array(places), texts, fills, experts, [-1] * len(boxes), says, strong=True)
     end = 1.3 * max(x + w / 2 for x, _, w, _ in places)  # room for the last words, on a phone too
     axes = Axis(0, float(end), "milliseconds"), Axis(ROWS * len(streams) - 1.5, -0.6, ticks=ticks)
-    title = f"Tokens after {1000 * seconds:.3g} ms. Coloured: what a step loads (grey: attention and other)"
+    title = f"Tokens after {1000 * seconds:.3g} ms. White: not loaded in this step (grey: attention and other)"
     return Panel(title, [mark], *axes, width=12, height=320)

@@ -42,20 +42,22 @@ def curves(ax: Axes, frame: pd.DataFrame, x: str, y: str) -> None:
 
 def front(ends: pd.DataFrame, arrow: tuple[str, int]) -> Axes:
     """Draw what each model knew at the end of its training over the cost of that: dense models of every width and
-    length of training, a line along the best of them, and the mixtures, those of one size joined.
+    length of training, a line along the best of them, and the smallest mixture and that of the arrow.
 
     ends: of `load_ends`; arrow: from which mixture (model, steps) to the best dense model that knows as much."""
     ax = axes_for(7.6, 4.8, "Memorised facts, %", "training compute, 10¹² FLOPs")
     mixtures = [name for name in ends["model"].unique() if not name.startswith(style.DENSE)]
     mixtures.sort(key=lambda name: int(name.partition("=")[2]))
-    styles = {OTHER_WIDTHS: (LIGHT.muted, "", "."), **model_styles([SAME_ACTIVE, SAME_TOTAL, *mixtures])}
+    styles = {OTHER_WIDTHS: (LIGHT.muted, "", "."), **model_styles([SAME_ACTIVE, SAME_TOTAL])}
+    styles |= {name: style for name, style in model_styles(mixtures).items() if name in (mixtures[0], arrow[0])}
     families = dense_families(ends, "teraflops").values()
     grid = np.unique(np.concatenate([np.geomspace(min(family), max(family), 100) for family in families]))
     means = [np.maximum.accumulate([np.mean(known) for known in family.values()]) for family in families]
     logs = [(np.log(grid), np.log(list(family)), mean) for family, mean in zip(families, means)]
     best = np.nanmax([np.interp(*each, left=np.nan) for each in logs], axis=0)
     ax.plot(grid, best, color=LIGHT.foreground, lw=1.6, zorder=1.5, label="dense, the best at each cost")
-    shown = ends.assign(kind=ends["model"].where(ends["model"].isin(list(styles)), OTHER_WIDTHS))
+    shown = ends[ends["width"].notna() | ends["model"].isin(list(styles))]
+    shown = shown.assign(kind=shown["model"].where(shown["model"].isin(list(styles)), OTHER_WIDTHS))
     for kind, (color, _, marker) in styles.items():
         runs = shown[shown["kind"] == kind].groupby(["model", "steps"])
         x, known = runs["teraflops"].first(), runs["known"]
