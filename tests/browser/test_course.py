@@ -123,7 +123,7 @@ def test_a_curve_is_changed_by_key_and_all_are_compared(book, cell, lab):
 
 def test_a_quiz_by_mouse_and_by_key(book, cell, lab):
     groups = cell(5).get_by_role("group")
-    assert groups.count() == 5 and cell(5).get_by_text("Nothing answered yet.").is_visible()
+    assert groups.count() == 4 and cell(5).get_by_text("Nothing answered yet.").is_visible()
     first = groups.first
     for place in range(first.get_by_role("radio").count()):
         first.get_by_role("radio").nth(place).check()
@@ -134,7 +134,7 @@ def test_a_quiz_by_mouse_and_by_key(book, cell, lab):
     text = second.get_by_role("status").first.inner_text()
     book.page.keyboard.press("ArrowDown")
     assert second.get_by_role("radio").nth(1).is_checked() and second.get_by_role("status").first.inner_text() != text
-    cell(5).get_by_text(re.compile("2 of 5 answered")).wait_for()
+    cell(5).get_by_text(re.compile("2 of 4 answered")).wait_for()
     wait_kept(book, lab, "quiz", "07.story", lambda entry: entry)
 
 
@@ -147,10 +147,10 @@ def test_two_tabs_on_one_notebook(book, cell, lab):
     wait_kept(book, lab, "predictions", "07.left", lambda entry: entry.get("answer") == "one")
     cell(1).locator("input:checked + span", has_text="one").wait_for()  # in the first tab, too
     other.run_cell(5)  # its own view of the quiz, with what was answered in the first
-    cell(5, other.page).get_by_text(re.compile("2 of 5 answered")).wait_for()
+    cell(5, other.page).get_by_text(re.compile("2 of 4 answered")).wait_for()
     cell(5, other.page).get_by_role("group").nth(2).get_by_role("radio").first.check()
     cell(1).get_by_role("radio").nth(1).check()
-    wait_kept(book, lab, "quiz", "07.gradient", lambda entry: entry)
+    wait_kept(book, lab, "quiz", "07.initialisation", lambda entry: entry)
     wait_kept(book, lab, "predictions", "07.left", lambda entry: entry.get("answer") == "some")
     assert len(json.loads((lab.home / "progress.json").read_text())["quiz"]) == 3
     assert other.errors == []
@@ -164,12 +164,12 @@ def test_after_a_restart_all_is_still_there(book, cell):
     assert cell(2).get_by_role("textbox").input_value() == "20"
     assert cell(3).locator("svg > .moe-drawn").get_attribute("d").count("L") > 20
     assert cell(3).locator("svg > .moe-measured").get_attribute("d").count("L") == 6
-    cell(5).get_by_text(re.compile("3 of 5 answered")).wait_for()
+    cell(5).get_by_text(re.compile("3 of 4 answered")).wait_for()
 
 
 def test_the_course_page_shows_it_exports_it_forgets_it_and_opens_a_lesson(book, cell, lab):
     row = cell(6).get_by_role("row").filter(has_text="07 · Expert collapse")
-    row.filter(has_text=re.compile("3 of 5, . right at first")).wait_for()
+    row.filter(has_text=re.compile("3 of 4, . right at first")).wait_for()
     cell(6).get_by_role("button", name="Export").click()
     cell(6).get_by_text("Your progress is in").wait_for()
     (exported,) = (lab.root / "notebooks").glob("moe_lessons-progress-*.json")
@@ -181,7 +181,7 @@ def test_the_course_page_shows_it_exports_it_forgets_it_and_opens_a_lesson(book,
     cell(6).get_by_role("button", name="Yes, forget everything").click()
     cell(6).get_by_text("Everything is forgotten.").wait_for()
     assert kept(lab, "predictions", "03.size") == {}
-    row.filter(has_text=re.compile("0 of 5")).wait_for()
+    row.filter(has_text=re.compile("0 of 4")).wait_for()
     assert book.cell_errors() == []
     cell(6).get_by_role("link", name="00 · Welcome").first.click()  # in the same window
     book.page.get_by_role("heading", name="00 · Welcome").wait_for()
