@@ -14,8 +14,9 @@ export class Playground {
    * @param {import("./parts.js").Place} place
    * @param {Settings} settings
    * @param {string} worker the module that trains
+   * @param {HTMLElement[]} more buttons
    */
-  constructor(place, settings, worker = "worker.js") {
+  constructor(place, settings, worker = "worker.js", more = []) {
     Object.assign(this, { place, settings, say: place.say, isPlaying: false, hear: () => {} });
     this.play = button("Play", "Start or pause the training", () =>
       this.ask(this.isPlaying ? "pause" : "play"),
@@ -51,7 +52,7 @@ export class Playground {
     this.buttons = front ? this.frontButtons(front) : {};
     const { More, ...breaking } = this.buttons;
     const inSight = [this.play, ...Object.values(breaking), reset, ...(front ? [More] : [])];
-    const rest = [...this.steps, ...shares];
+    const rest = [...this.steps, ...more, ...shares];
     const dock = make("div", { class: "moe-dock" }, bar(make("b", {}, settings.words.title), ...inSight));
     dock.append(
       make("div", { class: "moe-page-first" }, ...first.map((name) => this.controls[name].element)),
