@@ -48,23 +48,17 @@ def loss(view) -> Panel:
     return loss_panel(curves, earlier, x_axis, spent(view.main_run, x_axis, view.state.changes), view.spec.first_x)
 
 
-def known_panel(curves, num_entries: int, x_axis: str = "steps", first_x: float = 0) -> Panel:
-    """Show how many entries of a book each model has memorised: `curves`: name -> (x, counts)."""
-    inks = model_inks(curves)
-    lines = [
-        Line(*map(as_array, curves[name]), name, ink, model) for model, (name, ink) in enumerate(zip(curves, inks))
-    ]
-    x = spent_axis(x_axis, max(float(line.x[-1]) for line in lines), first_x)
-    return Panel("Memorised facts", lines, x, Axis(0, num_entries))
-
-
 def facts_known(view) -> Panel:
-    steps, curves = [step for step, _ in view.readings], {}
-    for name, run in view.runs.items():
-        counts = np.array([int(known[name].sum()) for _, known in view.readings], "f4")
-        curves[name] = np.asarray(spent(run, view.state.x_axis, steps), "f4"), counts
+    """Show how many entries of the book each model has memorised."""
+    steps, names = [step for step, _ in view.readings], list(view.runs)
+    lines = []
+    for model, (name, ink) in enumerate(zip(names, model_inks(names))):
+        x = as_array(spent(view.runs[name], view.state.x_axis, steps), "f4")
+        counts = as_array([int(known[name].sum()) for _, known in view.readings], "f4")
+        lines.append(Line(x, counts, name, ink, model))
     first = {"steps": view.spec.first_x, "FLOPs": 1e9, "seconds": 1}[view.state.x_axis]
-    return known_panel(curves, len(view.main_run.task.entries), view.state.x_axis, first)
+    x = spent_axis(view.state.x_axis, max(float(line.x[-1]) for line in lines), first)
+    return Panel("Memorised facts", lines, x, Axis(0, len(view.main_run.task.entries)))
 
 
 def wall_panel(name: str, known, entries, ink: int) -> Panel:
