@@ -115,31 +115,6 @@ def test_the_doctor_passes_a_healthy_installation_and_names_a_missing_and_an_old
     assert 'FAIL  torch 1.0: run `pip install "torch' in printed
 
 
-HALF = """import os, signal, sys
-class Interrupt:  # in the middle of torch
-    def find_spec(name, path=None, target=None):
-        if name == "torch.nn" and not done:
-            done.append(name)
-            os.kill(os.getpid(), signal.SIGINT)
-done = []
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.meta_path.insert(0, Interrupt)
-for _ in range(2):
-    try:
-        import moe_lessons.nn
-    except BaseException as error:
-        print(type(error).__name__, error)
-        shown = getattr(error, "_render_traceback_", list)()
-print(shown)"""
-
-
-def test_after_an_interrupted_import_the_next_one_says_what_to_do():
-    result = subprocess.run([sys.executable, "-c", HALF], capture_output=True, text=True)
-    first, second, shown = result.stdout.splitlines()
-    assert first.startswith("KeyboardInterrupt") and "import of torch was interrupted" in second
-    assert second.endswith("choose Kernel > Restart Kernel, then run the cell again.") and "Restart" in shown
-
-
 @pytest.mark.parametrize(
     "command, says",
     [
