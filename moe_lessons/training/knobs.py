@@ -3,7 +3,7 @@ read it, and nothing else says what a knob is."""
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -120,25 +120,29 @@ ROWS = [
     ),
 ]
 KNOBS = {knob.name: knob for knob in ROWS}
-# a frozen dataclass with a field for each knob, which is off: what a setting inherits from
-KnobFields = make_dataclass(
-    "KnobFields", [(name, float | None, knob.off) for name, knob in KNOBS.items()], frozen=True, kw_only=True
-)
 
 
+@dataclass(init=False)
 class Knobs:
-    """The knobs of a run: an attribute for each of `KNOBS`. A bad value raises ValueError and changes nothing, a name
-    that is no knob AttributeError."""
+    """The knobs of a run: a field for each of `KNOBS`. A bad value raises ValueError and changes nothing, a name that is
+    no knob AttributeError."""
+
+    router_aux_loss_coef: float
+    noise_std: float
+    jitter_noise: float
+    capacity_factor: float | None
+    router_z_loss_coef: float
+    expert_bias_rate: float
+    lr: float
 
     def __init__(self, model: nn.Module, lr: float):
         modules = list(model.modules())
         acts_on = {name: [m for m in modules if knob.needs(m)] for name, knob in KNOBS.items() if knob.needs}
-        learns_noise = any(getattr(module, "noise", None) == "learned" for module in modules)
-        vars(self).update({name: knob.off for name, knob in KNOBS.items()})
-        vars(self).update(_modules=acts_on, _learns_noise=learns_noise)
-        for name, modules in acts_on.items():
-            if modules and KNOBS[name].attribute:
-                vars(self)[name] = getattr(modules[0], name)
+        super().__setattr__("_acts_on", acts_on)
+        super().__setattr__("_learns_noise", any(getattr(module, "noise", None) == "learned" for module in modules))
+        for name, knob in KNOBS.items():
+            modules = acts_on.get(name) if knob.attribute else None
+            super().__setattr__(name, getattr(modules[0], name) if modules else knob.off)
         self.lr = lr
 
     @property
@@ -147,8 +151,9 @@ class Knobs:
         return self._learns_noise or any(getattr(self, name) for name, knob in KNOBS.items() if knob.disturbs)
 
     def __setattr__(self, name: str, value: float | None) -> None:
-        vars(self)[name] = checked = self.check(name, value)
-        for module in self._modules[name] if KNOBS[name].attribute else ():
+        checked = self.check(name, value)
+        super().__setattr__(name, checked)
+        for module in self._acts_on[name] if KNOBS[name].attribute else ():
             setattr(module, name, checked)
 
     def check(self, name: str, value: Any) -> float | None:
@@ -157,7 +162,7 @@ class Knobs:
             raise AttributeError(f"there is no knob {name!r}, only {', '.join(KNOBS)}")
         knob = KNOBS[name]
         checked = knob.check(value)
-        if checked != knob.off and not self._modules.get(name, True):
+        if checked != knob.off and not self._acts_on.get(name, True):
             raise ValueError(f"{name} must be {knob.off} here, since {knob.idle}, got {value!r}")
         return checked
 
@@ -165,9 +170,6 @@ class Knobs:
         """Turn every knob to what a setting says."""
         for name in KNOBS:
             setattr(self, name, getattr(setting, name))
-
-    def __repr__(self) -> str:
-        return f"Knobs({', '.join(f'{name}={getattr(self, name)}' for name in KNOBS)})"
 
 
 def idle_knobs(model: nn.Module) -> dict[str, str]:

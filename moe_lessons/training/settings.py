@@ -13,7 +13,7 @@ from moe_lessons.nn.seeding import seeded, torch_threads
 from moe_lessons.support.errors import check_choice, check_device, check_positive_int, check_top_k
 from moe_lessons.tasks.facts import Facts
 from moe_lessons.tasks.plane import NUM_CLASSES, PLANE_TASKS, PlaneClassifier, PlaneTask, read_points, spread_prototypes
-from moe_lessons.training.knobs import KNOBS, KnobFields, idle_with
+from moe_lessons.training.knobs import KNOBS, idle_with
 from moe_lessons.training.run import Run
 
 D_MODEL = 16
@@ -24,7 +24,7 @@ PLANE_ROUTERS = {name: make for name, make in all_routers.ROUTERS.items() if nam
 
 
 @dataclass(frozen=True)
-class PlaneSetting(KnobFields):
+class PlaneSetting:
     """Everything that can be set about a mixture of experts in the plane. Bad values are refused.
 
     The knobs (see `knobs`) may change while it trains; the others need a new model. router_start: 'random' is torch's
@@ -40,8 +40,13 @@ class PlaneSetting(KnobFields):
     router_start: str = "random"
     router: str = "top-k"
     _: KW_ONLY
+    router_aux_loss_coef: float = 0.1
+    noise_std: float = 0.0
+    jitter_noise: float = 0.0
+    capacity_factor: float | None = None
+    router_z_loss_coef: float = 0.0
+    expert_bias_rate: float = 0.0
     lr: float = 0.02
-    router_aux_loss_coef: float = 0.1  # the other knobs are off: see `knobs.KnobFields`
     points: str = ""
 
     def __post_init__(self):
