@@ -124,8 +124,8 @@ KNOBS = {knob.name: knob for knob in ROWS}
 
 @dataclass(init=False)
 class Knobs:
-    """The knobs of a run: a field for each of `KNOBS`. A bad value raises ValueError and changes nothing, a name that is
-    no knob AttributeError."""
+    """The knobs of a run: a field for each of `KNOBS`. A bad value raises ValueError and changes nothing, a name that
+    is no knob AttributeError."""
 
     router_aux_loss_coef: float
     noise_std: float
