@@ -235,7 +235,7 @@ class TrainedPlane(Trained):
         first, *others = self.named(weights, bias)
         probs = functional_call(self.main, first, (grid(RESOLUTION),))[1][0].router_probs
         scores = probs.clamp_min(1e-30).log().view(RESOLUTION, RESOLUTION, -1)
-        first["block.experts.down_proj"] = first["block.experts.down_proj"] * keep[:, None, None]  # see `nn.muted`
+        first["block.experts.down_proj"] = first["block.experts.down_proj"] * keep[:, None, None]  # as `nn.muted` does
         logits, (routing,) = functional_call(self.main, first, (x,))
         serves = weight_matrix(x, routing).T  # (T, E)
         losses, hits, routings = [], [], []

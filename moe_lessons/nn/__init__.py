@@ -8,9 +8,9 @@ from moe_lessons.nn.attention import Attention, KVCache
 from moe_lessons.nn.balancing import apply_capacity, load_balancing_loss, router_z_loss, update_expert_bias
 from moe_lessons.nn.baselines import SAME_ACTIVE, SAME_TOTAL, dense_baseline, is_moe
 from moe_lessons.nn.dispatch import DISPATCH, choose_dispatch
-from moe_lessons.nn.experts import Experts, muted
+from moe_lessons.nn.experts import Experts
 from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
-from moe_lessons.nn.moe import MoE
+from moe_lessons.nn.moe import MoE, muted
 from moe_lessons.nn.routing import (
     ExpertChoiceRouter,
     FrozenRouter,

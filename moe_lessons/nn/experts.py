@@ -1,13 +1,9 @@
 """E feed-forward networks in one place: their weights stacked along a first dimension."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
 from torch import Tensor, nn
 
 from moe_lessons.nn.ffn import ACTIVATIONS, GATED, FeedForward, make_weight
-from moe_lessons.support.errors import check_choice, check_positive_int, check_whole
+from moe_lessons.support.errors import check_choice, check_positive_int
 
 
 class Experts(nn.Module):
@@ -39,16 +35,3 @@ class Experts(nn.Module):
     def extra_repr(self) -> str:
         sizes = f"num_experts={self.num_experts}, d_model={self.d_model}, d_ff={self.d_ff}"
         return f"{sizes}, activation={self.activation!r}"
-
-
-@contextmanager
-def muted(experts: nn.Module, expert: int) -> Iterator[None]:
-    """Within it, the output of one of the `Experts` is zero, and nothing has a gradient: what is lost without it?"""
-    check_whole("expert", expert, 0, most := len(experts.down_proj) - 1, f"between 0 and {most}")
-    with torch.no_grad():
-        kept = experts.down_proj[expert].clone()
-        experts.down_proj[expert] = 0
-        try:
-            yield
-        finally:
-            experts.down_proj[expert] = kept

@@ -1,6 +1,8 @@
 """The mixture of experts: a router picks, for each token, the K of E experts that work for it."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from moe_lessons.nn.dispatch import DISPATCH, choose_dispatch
 from moe_lessons.nn.experts import Experts
 from moe_lessons.nn.ffn import FeedForward
 from moe_lessons.nn.routing import Routing, make_router
-from moe_lessons.support.errors import check_choice, check_count, check_input, check_number, check_top_k
+from moe_lessons.support.errors import check_choice, check_count, check_input, check_number, check_top_k, check_whole
 
 
 class MoE(nn.Module):
@@ -94,6 +96,29 @@ class MoE(nn.Module):
         text = f"num_experts={self.num_experts}, top_k={self.top_k}, dispatch={self.dispatch!r}"
         limit = f", capacity_factor={self.capacity_factor}, capacity_priority={self.capacity_priority!r}"
         return text + (limit if self.capacity_factor is not None else "")
+
+
+def muted(model: nn.Module, moe: MoE, expert: int) -> nn.Module:
+    """Return a model with the weights of `model` itself, in which one expert of its mixture `moe` adds nothing: what is
+    lost without it? The router is the same: the others get no tokens and no weight from it. `model` is left as it is.
+
+    >>> import torch
+    >>> moe, x = MoE(d_model=4, d_ff=16, num_experts=1, top_k=1), torch.randn(5, 4)
+    >>> muted(moe, moe, expert=0)(x)[0].abs().max().item()
+    0.0
+    """
+    check_whole("expert", expert, 0, moe.num_experts - 1, f"between 0 and {moe.num_experts - 1}")
+    copies = {id(weight): weight for weight in (*model.parameters(), *model.buffers())}  # these are not copied
+    model = deepcopy(model, copies)
+    moe = copies[id(moe)]
+    run_experts = moe.run_experts
+
+    def run_others(x: Tensor, routing: Routing) -> Tensor:
+        is_muted = routing.expert_idx == expert  # (A,)
+        return run_experts(x, replace(routing, weight=routing.weight.masked_fill(is_muted, 0)))
+
+    moe.run_experts = run_others
+    return model
 
 
 def check_routing(routing: Routing, num_tokens: int, num_experts: int) -> Routing:

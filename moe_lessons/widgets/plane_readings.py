@@ -1,6 +1,5 @@
 """Readings of the plane while a model trains."""
 
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -52,8 +51,8 @@ def read_plane(run: Run, without: int | None = None) -> Plane:
     model, generator = run.model, torch.Generator().manual_seed(run.seed + SHOWN)
     points, classes = run.task.batch(NUM_TOKENS, generator)
     scores = route(model, grid(RESOLUTION))[1].router_probs.clamp_min(1e-30).log()
-    with nullcontext() if without is None else muted(model.block.experts, without):
-        logits, routing, hidden, out = route(model, points)  # as drawn, or a capacity would always drop the last
+    shown = model if without is None else muted(model, model.block, without)
+    logits, routing, hidden, out = route(shown, points)  # as drawn, or a capacity would always drop the last
     order = classes.argsort(stable=True)
     correct, scores = logits.argmax(dim=-1).cpu() == classes, scores.cpu().view(RESOLUTION, RESOLUTION, -1)
     points, classes, correct, hidden, out = (part.cpu()[order] for part in (points, classes, correct, hidden, out))

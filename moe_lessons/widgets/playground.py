@@ -8,7 +8,7 @@ from typing import Any
 import ipywidgets as W
 from torch import nn
 
-from moe_lessons.nn import muted
+from moe_lessons.nn import MoE, muted
 from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels._history import RECENT
 from moe_lessons.support.errors import check_choice
@@ -20,6 +20,7 @@ from moe_lessons.training.knobs import KNOBS, idle_knobs, idle_with
 from moe_lessons.training.settings import NUM_CLASSES, PLANE_ROUTERS, ROUTER_STARTS
 from moe_lessons.widgets.controls import TIPS, control
 from moe_lessons.widgets.laboratory import Lab, names_of
+from moe_lessons.widgets.plane_readings import route
 from moe_lessons.widgets.spec import Spec
 
 NUM_HELD_OUT = 256  # points on which the loss of muting an expert is measured
@@ -115,7 +116,7 @@ class Playground(Lab):
             self._block_idle = idle_knobs(model)
             if getattr(getattr(model.block, "router", None), "weight", None) is None:
                 self._block_idle |= {"router_start": "the block has no router.weight"}
-            if not hasattr(model.block.experts, "down_proj"):
+            if not isinstance(model.block, MoE):
                 self._block_idle |= {"mute": "only our experts can be muted"}
         return runs
 
@@ -278,7 +279,8 @@ class Playground(Lab):
             text += TIPS["reading"]["muted"].format(**of)
         return text
 
-    def _read_muted(self) -> tuple[float, float]:
-        with_it = self.main_run.evaluate(NUM_HELD_OUT)["accuracy"]
-        with muted(self.main_run.model.block.experts, self.state.muted):
-            return with_it, self.main_run.evaluate(NUM_HELD_OUT)["accuracy"]
+    def _read_muted(self) -> list[float]:
+        """The accuracy with the expert and without it."""
+        model, (points, classes) = self.main_run.model, self.main_run.held_out(NUM_HELD_OUT)
+        both = route(model, points)[0], route(muted(model, model.block, self.state.muted), points)[0]
+        return [(logits.argmax(dim=-1) == classes).float().mean().item() for logits in both]

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import operator
 
 import pytest
 import torch
@@ -10,9 +11,8 @@ from hypothesis import strategies as st
 from oracle import assert_same, assignments_of, by_rows, combine, ffn_row, keep_within, mix_softly, surest_first
 from torch import nn
 
-from moe_lessons.nn import ACTIVATIONS, DISPATCH, ExpertChoiceRouter, HashRouter, MoE, SigmoidRouter, TopKRouter
+from moe_lessons.nn import ACTIVATIONS, DISPATCH, ExpertChoiceRouter, HashRouter, MoE, SigmoidRouter, TopKRouter, muted
 from moe_lessons.nn.balancing import expert_capacity
-from moe_lessons.nn.experts import muted
 from moe_lessons.nn.soft_moe import SoftMoE
 
 F64 = torch.float64
@@ -144,12 +144,13 @@ def test_token_ids_are_for_a_hash_router_alone():
 def test_a_muted_expert_adds_nothing(way):
     torch.manual_seed(0)
     moe, x = MoE(4, 8, 5, 2, dispatch=way).double(), torch.randn(9, 4, dtype=F64)
-    before, others = copy.deepcopy(moe.state_dict()), [a for a in assignments_of(moe.router, x) if a[1] != 2]
-    with muted(moe.experts, 2):
-        without = moe(x)[0]
+    others = [a for a in assignments_of(moe.router, x) if a[1] != 2]
+    y, without = moe(x)[0], muted(moe, moe, 2)
     assert len(others) < 9 * 2
-    torch.testing.assert_close(without, combine(x, others, moe.experts))
-    assert all(torch.equal(moe.state_dict()[name], weight) for name, weight in before.items())
+    torch.testing.assert_close(without(x)[0], combine(x, others, moe.experts))
+    assert torch.equal(moe(x)[0], y) and all(map(operator.is_, moe.parameters(), without.parameters()))
+    with pytest.raises(ValueError, match="expert must be between 0 and 4, got 5"):
+        muted(moe, moe, 5)
 
 
 @given(st.integers(0, 5), st.integers(1, 4), st.integers(1, 3), st.sampled_from(list(ACTIVATIONS)), st.integers(0, 99))

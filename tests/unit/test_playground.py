@@ -1,6 +1,7 @@
 """The playground: its controls do what they say, and nothing they can be set to breaks it."""
 
 import asyncio
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -142,6 +143,30 @@ async def test_muting_says_at_once_what_is_lost_also_while_it_trains(monkeypatch
     playground.set(num_experts=busiest or 1)  # that expert is gone
     await ended(playground)
     assert playground.inputs["mute"].value == "none" and "muted" not in words(playground)
+
+
+def test_an_interrupt_while_an_expert_is_muted_leaves_every_weight_as_it_was():
+    playground, places, is_read = Playground(panels="loss"), set(), False
+    before = [weight.clone() for weight in playground.main_run.model.parameters()]
+    playground.state.values = playground.state.values | {"mute": "E3"}
+
+    def interrupt(frame, event, argument):
+        place = frame.f_code.co_filename, frame.f_lineno
+        if event == "line" and "moe_lessons" in place[0] and place not in places:
+            places.add(place)
+            raise KeyboardInterrupt
+        return interrupt
+
+    while not is_read:  # it is interrupted at each line, once
+        sys.settrace(interrupt)
+        try:
+            is_read = bool(playground.reading())
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        assert all(map(torch.equal, before, playground.main_run.model.parameters()))
+    assert len(places) > 100
 
 
 @on_a_loop
