@@ -11,9 +11,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import date
-from functools import partial
+from functools import cached_property, partial
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
@@ -25,17 +25,61 @@ from tqdm import tqdm
 
 from moe_lessons.analysis import count_parameters, flops_per_token
 from moe_lessons.analysis.results import POINTS, read_runs
-from moe_lessons.analysis.studies import CONTROLS, FACTS, LARGE_BOOK, PROSE, SOURCE, TEXT, Study
 from moe_lessons.analysis.timing import cpu_name
-from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, TopKRouter, is_moe
+from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, LanguageModel, TopKRouter, TransformerConfig, dense_baseline, is_moe
 from moe_lessons.nn.families import finer
-from moe_lessons.nn.seeding import torch_threads
+from moe_lessons.nn.seeding import seeded, torch_threads
 from moe_lessons.support.data import FOLDER
 from moe_lessons.support.errors import check_choice, check_positive_int
 from moe_lessons.support.files import write_rows
-from moe_lessons.tasks import TextTask
-from moe_lessons.training import Run, TrainingDiverged
+from moe_lessons.tasks import Facts, TextTask
+from moe_lessons.training import Run, TrainingDiverged, settings
 from moe_lessons.training.record import is_dead
+
+
+@dataclass(frozen=True)
+class Study:
+    """A task, and the models that learn it."""
+
+    task: dict  # the arguments of a `TextTask`, but for its context, or of `Facts`
+    sizes: dict  # of a `TransformerConfig`; d_ff (F) is that of one expert
+    num_experts: int = 8  # of the mixture that the dense baselines and the variants are of
+    variants: Mapping[str, dict] = field(default_factory=dict)  # other mixtures, by what is not as in `sizes`
+
+    @cached_property
+    def text(self) -> TextTask:
+        return TextTask(**self.task, context=self.sizes["max_positions"])
+
+    def make_task(self, seed: int) -> TextTask | Facts:
+        """Make what is learned: one text for all seeds, but for each seed its own facts."""
+        return Facts(**self.task, seed=seed) if "num_entries" in self.task else self.text
+
+    def make_model(self, name: str, seed: int = 0) -> LanguageModel:
+        """Make a model by its name: a dense baseline, 'MoE, E=8', 'dense, F=96' or one of the variants."""
+        kind, _, number = name.partition("=")
+        own = {"num_experts": int(number or self.num_experts)} | self.variants.get(name, {})
+        if kind == "dense, F":
+            own = {"d_ff": int(number), "moe_layers": ()}
+        with seeded(seed):
+            model = LanguageModel(TransformerConfig(**self.sizes | own))
+        match = {SAME_ACTIVE: "flops", SAME_TOTAL: "params"}.get(name)
+        return dense_baseline(model, match, seed) if match else model
+
+
+TEXT = Study(
+    {"domains": ["english", "code", "json", "greek"]},  # not those in which chance decides much
+    {"d_model": 64, "num_layers": 2, "d_ff": 32, "top_k": 2, "max_positions": 64},
+)
+FACTS_SIZES = ("d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "top_k", "max_positions", "vocab_size")
+FACTS = Study({"num_entries": 2000}, {n: getattr(settings.FACTS_CONFIG, n) for n in FACTS_SIZES}, num_experts=16)
+LARGE_BOOK = replace(FACTS, task={"num_entries": 8000})  # more than the smallest model can hold
+# Text that comes with Python, for the pair of models of the course: 16 experts, 2 of them for a token
+REAL_SIZES = {"d_model": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 4, "d_ff": 64, "top_k": 2}
+CONTROLS = {"frozen router": {"router": "frozen"}, "hash routing": {"router": "hash"}, "no auxiliary loss": {}}
+SOURCE, PROSE = (
+    Study({"domains": [text]}, REAL_SIZES | {"max_positions": 64}, num_experts=16, variants=CONTROLS)
+    for text in ("source", "prose")
+)
 
 # what lesson 10 compares: experts cut in four, and these with their output scaled: a mean of 4 times as many outputs is
 # about half as large, and the factor 2 makes up for it
@@ -94,7 +138,6 @@ MIXTURES = [f"MoE, E={E}" for E in (4, 8, 16, 32)]
 WIDER = [f"dense, F={width}" for width in (128, 192, 256, 384)]
 OF_TEXT = [SAME_ACTIVE, "MoE, E=2", *MIXTURES, "dense, F=96", "dense, F=128", SAME_TOTAL]
 BEST = dict.fromkeys(OF_TEXT, (0.01,)) | dict.fromkeys(MIXTURES[2:], (0.005,))
-TRIED = dict.fromkeys(OF_TEXT, (0.005, 0.01, 0.02)) | dict.fromkeys(MIXTURES[2:], (0.0025, 0.005, 0.01, 0.02))
 FACT_RATES = (0.0015, 0.003, 0.006, 0.012)
 
 
@@ -127,15 +170,12 @@ OTHER_RATES = {
 FINER_500 = Sweep(FINER_TEXT, dict.fromkeys(FINER, (0.01,)))
 # what each is for: data/README.md
 SWEEPS = {
-    "rates": Sweep(TEXT, TRIED, seeds=(0,)),
     "capacity": Sweep(TEXT, BEST),
     "tolerance": Sweep(
         TEXT, dict.fromkeys([SAME_ACTIVE, "MoE, E=8", SAME_TOTAL], (0.005, 0.01, 0.02, 0.03, 0.05)),
         seeds=(0, 1, 2), steps=150, warmup_steps=10, decay_steps=None, measurements=1,
     ),
-    "facts_rates": of_facts(FACTS, [SAME_ACTIVE, "MoE, E=16", "dense, F=256"], *FACT_RATES, seeds=(0,)),
     "book_2000_500": of_book(FACTS, 0.006),
-    "book_2000_6000": of_facts(FACTS, [SAME_ACTIVE], 0.006).of(6000),
     "book_rates": of_facts(
         LARGE_BOOK, [SAME_ACTIVE, "dense, F=192", SAME_TOTAL, "MoE, E=4", "MoE, E=16"], *FACT_RATES, seeds=(0,)
     ).of(2000),
@@ -156,7 +196,9 @@ SWEEPS = {
     "source_dead": of_real_text(
         COLLAPSE, dict.fromkeys(UNEVEN, (0.003,)), steps=1000, measurements=40, keeps_dead=True
     ),
-    "modern_finer_rates": Sweep(FINER_TEXT, {"4 times as fine": (0.005, 0.01, 0.02)}, seeds=(0,)),
+    "modern_finer_rates": Sweep(
+        FINER_TEXT, dict.fromkeys(["classical", "4 times as fine"], (0.005, 0.01, 0.02)), seeds=(0,)
+    ),
     "modern_finer_250": FINER_500.of(250, seeds=range(1, 11), measurements=10),
     "modern_finer_500": FINER_500,
 }  # fmt: skip

@@ -123,20 +123,3 @@ def quality_matched_width(task: str, num_experts: int) -> EffectiveWidth:
         return times_as_wide(ends, model, FACTS_STEPS)
     results = load_results(task)
     return _matched(results, results.step.max(), "num_experts", model)
-
-
-def cost_to_reach(results: pd.DataFrame, model: str, step: int, cost: str = "flops") -> pd.Series:
-    """Find what each dense model pays to reach the mean loss of a mixture at a step, in multiples of what the mixture
-    paid: of its flops or seconds (a column of `load_results`). Between two readings the loss is joined by a straight
-    line over the logarithm of the cost; inf where it is not reached. By width."""
-    mean = results.groupby(["model", "step"])[["loss", cost]].mean()
-    goal, paid = mean.loc[(model, step)]
-    found = {}
-    for name in mean.index.unique("model"):
-        if name.startswith("dense, F="):
-            curve = mean.loc[name]
-            logs, best = np.log(curve[cost].to_numpy()), np.maximum.accumulate(-curve.loss.to_numpy())
-            is_reached = best[-1] >= -goal
-            log = np.interp(-goal, best, logs) if is_reached else math.inf
-            found[int(name.partition("=")[2])] = math.exp(log) / paid if is_reached else math.inf
-    return pd.Series(found).sort_index()

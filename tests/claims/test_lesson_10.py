@@ -96,6 +96,11 @@ def scaled_router(factor: float):
     return partial(TopKRouter, routed_scaling_factor=factor)
 
 
+def test_the_first_two_models_have_the_best_of_three_rates():
+    loss = load_results("modern_finer_rates").groupby(["model", "lr"]).loss.last().unstack()
+    assert loss.shape == (2, 3) and set(loss.idxmin(axis=1)) == {0.01}
+
+
 @pytest.mark.claim("finer-experts-need-their-scale")
 def test_finer_experts_need_their_scale():
     last = last_of("modern_finer_250")

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from moe_lessons.nn import DISPATCH, LanguageModel, MoE, Routing, load_balancing_loss, seeded
 from moe_lessons.parallel import bytes_sent, launch, rank_traffic, shard_experts
-from moe_lessons.parallel.measure import given_routing, rank_times
 from moe_lessons.parallel.training import Settings, checkpoints_in, train_each, train_rank
 from moe_lessons.tasks import TextTask, make_text
 
@@ -150,15 +149,6 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_serves(na
         launch(train_rank, 1, replace(settings, steps=3))
     shutil.rmtree(tmp_path / "step2")
     assert launch(train_rank, 1, replace(settings, steps=3))[0]["from_step"] == 1
-
-
-def test_a_given_routing_gives_each_rank_its_share_and_records_are_those_of_rank_0():
-    for share in (0.0, 0.5, 1.0):
-        load = given_routing(1024, 8, 2, share).tokens_per_expert
-        assert load.view(2, -1).sum(dim=1).tolist() == [1024 * share, 1024 * (1 - share)]
-    steps = launch(rank_times, 2, (0.75, 1.0))
-    assert [step["share"] for step in steps] == 7 * [0.75] + 7 * [1.0] and all(step["seconds"] > 0 for step in steps)
-    assert [step["rows"] for step in steps] == 7 * [[1536, 512]] + 7 * [[2048, 0]]
 
 
 @pytest.mark.parametrize(
