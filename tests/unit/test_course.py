@@ -54,7 +54,6 @@ def test_the_first_and_the_last_answer_are_kept_and_shown_again(new_session):
     question = quiz.questions[0]
     right = next(text for text, _, is_right in question.choices if is_right)
     wrong, other, *_ = (text for text, _, is_right in question.choices if not is_right)
-    assert quiz.score.value.count("Nothing answered yet") == 1
     for answer in (wrong, right, other, right):
         question.answer = answer
     new_session()
@@ -62,24 +61,21 @@ def test_the_first_and_the_last_answer_are_kept_and_shown_again(new_session):
     assert again.questions[0].answer == right
     entry = progress.read()["quiz"][question.key]
     assert (entry["first"], entry["last"], entry["right_first"], entry["right"]) == (wrong, right, False, True)
-    assert f"1 of {len(quiz.questions)} answered, 1 right, 0 of them at the first try" in again.score.value
+    numbers = [int(number) for number in re.findall(r"\b\d+\b", again.score.value)]
+    assert numbers == [1, len(quiz.questions), 1, 0]  # answered, of these, right, at the first try
     with pytest.raises(TraitError):
         question.answer = "something else"
 
 
 def test_on_a_static_page_answers_are_folded_and_the_course_is_a_table(static):
-    data = Quiz("07")._repr_mimebundle_()
-    assert set(data) == {"text/plain", "text/markdown"}
-    asked, answers = data["text/markdown"].split("<details><summary>Answers</summary>")
+    shown = [view._repr_mimebundle_() for view in (Quiz("07"), CoursePage(), Interview())]
+    assert all(set(data) == {"text/plain", "text/markdown"} for data in shown)
+    quiz, course, interview = (data["text/markdown"] for data in shown)
+    asked, answers = quiz.split("<details>")
     for item in read_quiz(QUIZZES["07"]):
-        for option in item.options:
-            assert f"- {option.text}" in asked and option.why not in asked
-            assert f"- {'✔' if option.is_right else '✘'} {option.text} — {option.why}" in answers
-    data = CoursePage()._repr_mimebundle_()
-    assert set(data) == {"text/plain", "text/markdown"} and data["text/markdown"].count("ipynb") == len(LESSONS) + 1
-    data = Interview()._repr_mimebundle_()
-    assert set(data) == {"text/plain", "text/markdown"}
-    assert data["text/markdown"].count("<details>") == 3 * len(QUESTIONS)
+        assert all(option.text in asked and option.why not in asked for option in item.options)
+        assert all(f"{option.text} — {option.why}" in answers for option in item.options)
+    assert course.count("ipynb") == len(LESSONS) + 1 and interview.count("<details>") == 3 * len(QUESTIONS)
 
 
 def do_everything(number: str) -> None:
@@ -91,7 +87,7 @@ def do_everything(number: str) -> None:
 
 
 def test_it_shows_what_is_done_and_what_is_next(monkeypatch):
-    assert "**Next: [00 · Welcome](00_welcome.ipynb).** Afterwards you can say what the question is" in page.page()
+    assert "**Next: [00 · Welcome](00_welcome.ipynb)." in page.page()
     do_everything("00")
     progress.record("predictions", "01.share", answer="all")
     progress.record("predictions", "09.share", answer="all")
@@ -99,13 +95,11 @@ def test_it_shows_what_is_done_and_what_is_next(monkeypatch):
     first, second, *others = page.standings()
     assert first.is_done and not second.is_done and second.predictions == 1
     assert [other.lesson.number for other in others if other.is_begun] == ["09"]
-    text = page.page()
-    assert "**Next: [01 · The dense transformer](01_the_dense_transformer.ipynb).** Open there: " in text
-    assert f"1 of {len(LESSONS)} lessons done" in text
+    assert "**Next: [01 · The dense transformer]" in page.page()
     monkeypatch.setenv("MOE_LESSONS_PROGRESS", "off")  # no disk: it is quicker
     for lesson in LESSONS:
         do_everything(lesson.number)
-    assert "You have done it all" in page.page()
+    assert all(standing.is_done for standing in page.standings()) and "Next" not in page.page()
 
 
 def test_a_solved_exercise_counts_and_the_learners_figures_are_there():
@@ -118,8 +112,7 @@ def test_a_solved_exercise_counts_and_the_learners_figures_are_there():
     progress.record("figures", "01.ffn_parameters", value=10**400)
     progress.record("figures", "00.accuracy_active", value=1, unit="<img src=x>\n\n# Heading | b [c](javascript:d) `e")
     text = page.page()
-    assert "| 05 | The quality-matched dense model on 8,000 facts, after 3,000 steps, has **2.7**× the active" in text
-    assert "of the parameters of a dense layer" not in text
+    assert "**2.7**×" in text and "10000000000" not in text
     row = next(line for line in text.splitlines() if "Its FLOP-matched baseline" in line)
     assert row.count("|") == 3 and not set("<[`#") & set(row.replace("&#", "")) and "Heading" in row
 
@@ -128,18 +121,17 @@ def test_the_view_exports_and_asks_before_it_forgets(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     do_everything("00")
     view = CoursePage()
-    export = next(button for button in view.children[1].children if button.description == "Export")
-    export.click()
+    next(button for button in view.children[1].children if button.description == "Export").click()
     (exported,) = tmp_path.glob("moe_lessons-progress-*.json")
     assert str(exported) in view.said.value and json.loads(exported.read_text())["quiz"]
     view.ask.click()
+    assert progress.read()["quiz"]
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", Mock(side_effect=OSError(28, "No space left on device")))
         view.yes.click()
-    assert "Nothing was forgotten" in view.said.value and progress.read()["quiz"]
+    assert progress.read()["quiz"]
     view.yes.click()
-    assert "A copy is in" in view.said.value and not progress.read()["quiz"]
-    assert f"0 of {len(LESSONS)} lessons done" in view.table.outputs[0]["data"]["text/markdown"]
+    assert not progress.read()["quiz"] and f"0 of {len(LESSONS)}" in view.table.outputs[0]["data"]["text/markdown"]
 
 
 TEXTS = ANSWERS | QUESTIONS
@@ -183,27 +175,17 @@ def test_the_answer_has_the_learners_own_figures(length, measured):
     assert {file for file in re.findall(r"\]\((\w+\.ipynb)\)", answer)} <= files
 
 
-def test_figures_stand_in_the_order_of_their_sentences_which_speak_of_those_before(measured):
-    for name in ("total", "mixture", "active"):
-        progress.record("figures", f"00.accuracy_{name}", value=80, unit="%")
-    rows = [row for row in figures().splitlines() if row.startswith("| 00 |")]
-    assert [re.search("four runs|FLOP|parameter", row)[0] for row in rows] == ["four runs", "FLOP", "parameter"]
-
-
 def test_a_missing_figure_and_one_that_is_no_number_is_named(measured):
     rows = figures().splitlines()
     progress.record("figures", "04.over_good", value="fast")
     assert lacking("04.over_good") == ["04.over_good"]
     assert len(FIGURES) + 2 == len(rows) == len(figures().splitlines()) + 1
-    with pytest.raises(ValueError, match=r"figures .*got none for 04\.over_good"):
+    with pytest.raises(ValueError, match=r"04\.over_good"):
         Answer("one sentence")
-    with pytest.raises(ValueError, match="length must be one of 'one sentence', .*got 'one hour'"):
-        Answer("one hour")
 
 
 def test_what_is_only_written_is_kept_too_and_trouble_with_the_file_is_said(measured, monkeypatch):
     interview = Interview()
-    assert interview.show.disabled and interview.back.disabled and not interview.ours.children
     interview.answer.value = "Half an answ"  # and the tab is closed
     assert Interview().answer.value == "Half an answ"
     interview.next.click()
@@ -212,10 +194,8 @@ def test_what_is_only_written_is_kept_too_and_trouble_with_the_file_is_said(meas
     interview.show.click()
     interview.answer.value = "A better one"
     again = Interview()
-    ticks = again.ticks
-    assert again.answer.value == "A better one" and len(ticks) == len(interview.questions[0].points)
-    assert set(ticks) < set(again.ours.children) and not any(SOURCE.search(tick.description) for tick in ticks)
-    ticks[1].value = True
+    assert again.answer.value == "A better one" and set(again.ticks) < set(again.ours.children)
+    again.ticks[1].value = True
     assert progress.read()["quiz"]["12.memory"]["said"][:2] == [False, True] and Interview().ticks[1].value
     monkeypatch.setattr(progress, "record", lambda *_, **__: "Not saved yet: <it> is full.")
     again.ticks[0].value = True

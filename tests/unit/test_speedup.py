@@ -1,13 +1,11 @@
-"""The speedup map: its roofline against plain numpy, its lines, what it measures, what the view says and refuses."""
+"""The speedup map: its roofline against plain numpy, its lines, what it measures, what the view shows."""
 
-import time
 from dataclasses import astuple
 
 import numpy as np
 import pytest
 
 from moe_lessons.analysis import Machine, TransformerShape, speedup
-from moe_lessons.analysis.counting import MODEL_SHAPES
 from moe_lessons.analysis.inference import PROMPT, union_law
 from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, machine_for, machines, published_sizes, sizes_of
 from moe_lessons.analysis.speedup import matched_width, measure_speedups, published_points, speedups
@@ -124,107 +122,69 @@ def test_widths_that_are_measured_and_points_of_others():
     assert (batch, name) == (1, "Qwen3-32B") and (round(slow, 2), round(fast, 2)) == (1.03, 6.62)
 
 
-@pytest.fixture(scope="module")
-def view():
-    return SpeedupMap(COURSE, machine=THIS, weights="float32", measured=((1, 1, 0.8), (8, 256, 4.0)))
+MEASURED = ((1, 1, 0.8), (8, 256, 4.0))
+
+
+def a_map(**changes) -> SpeedupMap:
+    return SpeedupMap(COURSE, **{"machine": THIS, "weights": "float32", "measured": MEASURED} | changes)
 
 
 def mark(view, kind: type, place: int = 0):
     return [mark for mark in view.panels()[0].marks if isinstance(mark, kind)][place]
 
 
-def test_the_map_the_table_and_the_words_say_the_same_place(view):
+def test_the_map_and_the_table_say_the_same_place():
+    view = a_map()
     again = eval(repr(view), globals())
     assert repr(again) == repr(view) and again.sentence() == view.sentence()
-    assert "at batch size 1: an MoE of 16 experts, top-2, has a speedup of 3.35 over" in view.sentence()
-    assert "the MoE loads 2 of 16 experts, the dense model an FFN as large as 8 experts" in view.sentence()
     heat, points = mark(view, Heat), mark(view, Points)
-    assert heat.z.shape == (49, 49) and points.x.tolist() == [1, 8] and points.y.tolist() == [0, 8]
-    assert "roofline is off by a factor of" in view.panels()[0].caption
-    assert "quality-matched width, source: 5.24" in mark(view, Rule).name
-    table = view.panels()[1].marks[0]
-    read = {name: cells for name, cells in zip(table.rows, table.cells)}
-    assert read["bytes loaded"] == ["32.1 MB", "107 MB"] and read["experts"][1] == read["FFN"][0] == "–"
-    assert read["attention, head"] == ["0.683 ms, memory"] * 2
+    assert points.x.tolist() == [1, 8] and points.y.tolist() == [0, 8]
     for place in range(0, len(heat.titles), 17):
         width, batch = heat.places[place]
         expected = numpy_speedup(COURSE, 1e10, 8e10, 4, 4, width, 2**batch, 0)
-        assert heat.titles[place] == f"batch size {2**batch:,.0f}, dense, {width:g} ×: speedup {expected:.2f}"
-        assert heat.says[place][0][0] == "MoE"
-        assert ("", f"{'memory' if batch < 5 else 'compute'}-bound: attention, head, FFN") in heat.says[place]
+        assert heat.titles[place].endswith(f"{width:g} ×: speedup {expected:.2f}")
+    table = view.panels()[1].marks[0]
+    assert dict(zip(table.rows, table.cells))["bytes loaded"] == ["32.1 MB", "107 MB"]
     assert {"0.5", "1", "2", "4"} < set(mark(view, Boxes).texts) < {f"{level:g}" for level in LEVELS}
 
 
 def test_measured_numbers_have_room_at_the_edges_and_no_name_of_a_line_lies_on_them():
     points = [(width, batch, 1.0) for width in (1, 4, 5, 8) for batch in (4, 16, 64)]
-    panel = SpeedupMap(COURSE, machine=THIS, weights="float32", measured=points).panels()[0]
+    panel = a_map(measured=points).panels()[0]
     assert panel.x.low < 1 and panel.x.high > 8
     lines, said = (np.reshape(own.places, (-1, 4))[:, :2] for own in panel.marks if isinstance(own, Boxes))
     assert len(lines) > 8 and (np.abs(lines[:, None] - said) > (0.3, 0.45)).any(axis=-1).all()
 
 
-def test_a_click_reads_out_its_place_and_anything_else_is_ignored(view):
-    heat = mark(view, Heat)
-    index = next(i for i, place in enumerate(heat.places.tolist()) if place == [2.5, 6.0])
-    view.canvas._handle_custom_msg({"pick": "place", "index": index}, [])
-    assert (view.width, view.batch) == (2.5, 64) and mark(view, Heat).selected.tolist() == [2.5, 6]
-    assert view.canvas.words["words"] == view.sentence() and "at batch size 64" in view.sentence()
-    assert "dense FFN is compute-bound, the MoE memory-bound" in view.sentence()
-    for content in ({"pick": "place", "index": 10**9}, {"pick": "token", "index": 0}):
+def test_a_click_reads_out_its_place_and_anything_else_is_ignored():
+    view = a_map()
+    index = mark(view, Heat).places.tolist().index([2.5, 6.0])
+    messages = {"pick": "place", "index": index}, {"pick": "place", "index": 10**9}, {"pick": "token", "index": 0}
+    for content in messages:
         view.canvas._handle_custom_msg(content, [])
-    assert (view.width, view.batch) == (2.5, 64)
+        assert (view.width, view.batch) == (2.5, 64) and mark(view, Heat).selected.tolist() == [2.5, 6]
+        assert view.canvas.words["words"] == view.sentence()
 
 
-def test_controls_move_the_map_within_80_ms_and_points_stay_where_they_were_measured():
-    view, spent = SpeedupMap(COURSE, machine=THIS, weights="float32", measured=((2, 4, 1.1),)), []
+def test_controls_move_the_map_and_points_stay_where_they_were_measured():
+    view = a_map()
     for name, value in (("top_k", 4), ("num_experts", 64), ("context_length", 4096), ("machine", "NVIDIA H100 SXM")):
-        start = time.thread_time()
         view.inputs[name].value = value
-        spent.append(time.thread_time() - start)
-        assert not any(isinstance(one, Points) for one in view.panels()[0].marks) and not view.panels()[0].caption
+        assert not any(isinstance(one, Points) for one in view.panels()[0].marks)
         assert eval(repr(view), globals()).sentence() == view.sentence()
-    assert min(spent) < 0.08
-    assert "The quality-matched width of 64 experts, top-4, is not measured." in view.sentence()
     view.inputs["num_experts"].value = 2
     assert view.inputs["top_k"].value == 2 and view.top == 2  # K = E
     assert np.abs(mark(view, Heat).z[:, 0]).max() < 0.01
     for name, value in (("num_experts", 16), ("context_length", 0), ("machine", "this machine")):
         view.inputs[name].value = value
-    assert mark(view, Points).x.tolist() == [2] and view.panels()[0].caption
+    assert mark(view, Points).x.tolist() == [1, 8]
 
 
 def test_memory_that_is_full_and_a_published_pair_are_on_the_map():
-    view = SpeedupMap("Mixtral 8x7B", context_length=1024, machine="NVIDIA H200 SXM")
-    limit = mark(view, Rule, -1)
-    assert limit.kind == "limit" and limit.name == "memory is full: 354 sequences" and 2**limit.y == pytest.approx(354)
-    view.inputs["context_length"].value = 131072
-    assert "The KV cache, which both have, takes" in view.sentence()
-    view.inputs["machine"].value = "NVIDIA RTX 4090"
-    assert "The weights do not fit into its memory." in view.sentence()
-    qwen = SpeedupMap("Qwen3-30B-A3B")
-    assert mark(qwen, Points).symbol.tolist() == [1, 1] and qwen.top == pytest.approx(17.28, abs=0.01)
-    assert "× over Qwen3-4B: a speedup of 1.03, measured by others" in qwen.panels()[0].caption
-    qwen.inputs["top_k"].value = 4
-    assert qwen.top == 32 and not any(isinstance(one, Points) for one in qwen.panels()[0].marks)
-    assert SpeedupMap("DeepSeek-V3").picture().png() and MODEL_SHAPES["OLMoE 1B-7B"].count
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ({"model": "GPT-4"}, "model must be one of 'Mixtral 8x7B'"),
-        ({"model": MODEL_SHAPES["Mistral 7B (dense)"]}, "model must be a mixture of experts, got a dense one"),
-        ({"top_k": 9}, r"top_k must be between 1 and num_experts \(8\), got 9"),
-        ({"num_experts": 2.5}, "num_experts must be a whole number of at least 1, got 2.5"),
-        ({"machine": "abacus"}, "machine must be one of"),
-        ({"weights": "int3"}, "weights must be one of"),
-        ({"context_length": -1}, "context_length must be a whole number"),
-        ({"task": "chess"}, "task must be one of"),
-        ({"width": 0.5}, "width must be a finite number of at least 1, got 0.5"),
-        ({"batch_size": 5000}, "batch_size must be a whole number from 1 to 4,096, got 5000"),
-        ({"measured": [(1, 2)]}, r"measured must have triples \(width, batch size, speedup\), got \(1, 2\)"),
-    ],
-)
-def test_what_cannot_be_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=f"^{message}"):
-        SpeedupMap(**arguments)
+    limit = mark(SpeedupMap("Mixtral 8x7B", context_length=1024, machine="NVIDIA H200 SXM"), Rule, -1)
+    assert limit.kind == "limit" and 2**limit.y == pytest.approx(354)
+    view = SpeedupMap("Qwen3-30B-A3B")
+    assert mark(view, Points).symbol.tolist() == [1, 1] and view.top == pytest.approx(17.28, abs=0.01)
+    view.inputs["top_k"].value = 4
+    assert view.top == 32 and not any(isinstance(one, Points) for one in view.panels()[0].marks)
+    assert SpeedupMap("DeepSeek-V3").picture().png()

@@ -1,4 +1,4 @@
-"""Panels drawn by matplotlib: every mark, nothing over the data, and panels in rows."""
+"""Panels drawn by matplotlib: every mark in its place and colour, nothing over the data, and panels in rows."""
 
 import json
 import warnings
@@ -11,7 +11,7 @@ import torch
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.text import Text as Written
 
-from moe_lessons.plots import figure, marks, still
+from moe_lessons.plots import figure, marks
 from moe_lessons.plots.marks import Axis, Bars, Cells, Line, Panel, Points, Spots, Stack, Table, Text
 from moe_lessons.plots.panels.compared import loss_panel
 from moe_lessons.plots.panels.passages import text_panel
@@ -39,11 +39,7 @@ MARKS = [
     marks.Text(("ab", "α"), ("x", "y"), np.zeros(4, int), (1, 1, 2)),
     marks.Table(("MoE",), ("loss",), (("0.3",),)),
 ]
-NAMES = [type(mark).__name__ for mark in MARKS]
 PLANE = Axis(-1, 2), Axis(-1, 2)
-STEPS = np.arange(1, 101)
-MODELS = "MoE", "dense, same active", "dense, same total", "equally good dense"
-LOSSES = {name: (STEPS, 2 - STEPS / 100 + i) for i, name in enumerate(MODELS[:3])}
 
 
 def drawn(*content, x=PLANE[0], y=PLANE[1], **more):
@@ -62,13 +58,28 @@ def texts(ax) -> list[str]:
     return [text.get_text() for text in ax.texts]
 
 
-@pytest.mark.parametrize("mark", MARKS, ids=NAMES)
-def test_every_mark_is_drawn(mark):
+@pytest.mark.parametrize("mark", MARKS, ids=lambda mark: type(mark).__name__)
+def test_every_mark_is_drawn_and_can_be_sent_in_json_with_its_numbers_in_arrays(mark):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ax, empty = drawn(mark), drawn(marks.Line([], []))
-        assert ax.figure.png() != empty.figure.png()
-    assert ax.get_title(loc="left") == "title"
+        assert drawn(mark).figure.png() != drawn(marks.Line([], [])).figure.png()
+    header, arrays = marks.encode_panel(Panel("title", [mark, mark], Axis(0, 2, "step", link="step")), 7)
+    said = json.loads(json.dumps(header))
+    assert [one["mark"] for one in said["marks"]] == [type(mark).__name__] * 2 and said["x"]["link"] == "step"
+    slots = {value["slot"] for one in header["marks"] for value in one.values() if isinstance(value, dict)}
+    assert slots == set(arrays)
+    for slot, array in arrays.items():
+        np.testing.assert_array_equal(array, getattr(mark, slot.split(".")[-1]))
+        assert array.flags.c_contiguous
+
+
+def test_numbers_are_sent_in_a_type_that_a_page_has():
+    for given, sent in (("f8", "f4"), ("i8", "i4"), ("u8", "i4"), ("?", "u1"), ("f2", "f2"), ("u1", "u1")):
+        _, arrays = marks.encode_panel(Panel("", [marks.Bars(np.ones(3, given))]), 0)
+        assert arrays["0.0.y"].dtype == np.dtype(sent)
+    parts = marks.Parts(("total",), ("experts",), [[46_000_000_000]], ("#000000",))
+    _, arrays = marks.encode_panel(Panel("", [marks.Line(torch.arange(3), np.arange(6.0)[::2]), parts]), 0)
+    assert arrays["0.0.y"].tolist() == [0, 2, 4] and arrays["0.1.values"].item() == pytest.approx(46e9)
 
 
 def test_bars_cells_points_and_spots_lie_where_they_are_said_to_in_the_colour_of_their_expert():
@@ -79,7 +90,7 @@ def test_bars_cells_points_and_spots_lie_where_they_are_said_to_in_the_colour_of
     low, high = drawn(Cells([[0.0, 1.0]])).collections[0].get_array()[0]
     assert np.allclose(high, to_rgb(expert_color(1))) and not np.allclose(low, high, atol=0.3)
     ax = drawn(Cells([[0, 0.25, 1]], even=0.25, numbers=True), x=Axis(-0.5, 2.5), y=Axis(0.5, -0.5))
-    low, even, high = ax.collections[0].to_rgba(ax.collections[0].get_array())[0]
+    low, _, high = ax.collections[0].to_rgba(ax.collections[0].get_array())[0]
     assert [to_hex(low), to_hex(high)] == list(LIGHT.directions) and texts(ax) == ["0", "25", "100"]
     ax = drawn(Points([0, 1, 2], [2, 1, 0], [0, 1, 2], tokens=True, selected=1))
     assert [line.get_xydata().tolist() for line in ax.lines] == [[[0, 2]], [[1, 1]], [[2, 0]], [[1, 1]]]
@@ -103,20 +114,18 @@ def test_a_stack_has_each_expert_as_high_as_its_share_and_a_field_is_divided_whe
     ends = [own.get_paths()[0].get_extents().extents for own in ax.collections[:2]]
     np.testing.assert_allclose(ends, [(0.3, -1, 1, 1), (-1, -1, 0.3, 1)], atol=1e-6)
     assert hexes(own.get_facecolor()[0] for own in ax.collections) == colors_of(range(4))
-    assert {text.get_text(): text.xy[0] > 0.3 for text in ax.texts} == {"0": True, "1": False}
 
 
-def test_where_a_legend_is_given_names_stand_at_the_ends_of_lines_one_over_the_other():
+def test_names_stand_at_the_ends_of_lines_one_over_the_other_and_of_many_those_that_end_alone():
     lines = [Line([0, 1], [1, y], name, 4, i) for i, (y, name) in enumerate(zip((0, 1.9, 0, 1.9), "abcd"))]
     ax = drawn(*lines, legend=[(4, "green")])
     ax.figure.canvas.draw()
     boxes = sorted((Written.get_window_extent(text) for text in ax.texts), key=lambda box: box.y0)
     assert sorted(texts(ax)) == ["a", "b", "c", "d"]
     assert all(low.y1 <= high.y0 + 2 for low, high in zip(boxes, boxes[1:]))
-    ax = drawn(*(Line([0, 1], [1, 0.5], name, 4, i) for i, name in enumerate("abc")), legend=[(4, "green")])
-    ax.figure.canvas.draw()  # as far above where they all end as below
-    middles = [Written.get_window_extent(text).get_points()[:, 1].mean() for text in ax.texts]
-    assert np.mean(middles) == pytest.approx(ax.transData.transform((1, 0.5))[1], abs=2)
+    lines = [Line([0, 1], [0, end], f"line {end}", 3, model) for model, end in enumerate((0, 0.1, 4, 4.1, 4.2, 4, 2))]
+    for shown, named in ((lines, ["line 2"]), (lines[:3], ["line 0", "line 0.1", "line 4"])):
+        assert sorted(texts(plot(Panel("", shown, Axis(0, 1), Axis(0, 5), legend=[(3, "all")])))) == named
 
 
 def test_letters_stand_in_boxes_of_their_experts_colour_and_none_over_another(experts=32):
@@ -128,65 +137,33 @@ def test_letters_stand_in_boxes_of_their_experts_colour_and_none_over_another(ex
     assert len(set(places)) == len(places) == (served >= 0).sum() and np.min(places) >= 0
     assert max(x for x, _ in places) < ax.get_xlim()[1] and max(y for _, y in places) < ax.get_ylim()[0]
     assert hexes(box.get_facecolor() for box in ax.patches) == colors_of(served[served >= 0])
-    assert [text for text in texts(ax) if text.isdecimal()] == [str(e) for e in served if e >= 0]
     letters = "".join(text for text in texts(ax)[1:] if not text.isdecimal())
     assert letters == data.decode().translate({10: "↵", 32: "", 0: "·", ord("鞖"): "·"})
 
 
 def test_panels_stand_in_rows_of_twelve_columns_with_room_for_all_their_letters():
+    models = "MoE", "dense, same active", "dense, same total", "equally good dense"
+    steps = np.arange(1, 101)
     cells = Cells(np.full((2, 8), 1 / 8), even=1 / 8, most=0.5, numbers=True, rows="group")
     wide = Axis(1.5, -0.5, ticks=[(0, "continuation byte"), (1, "x")])
-    table = Table(MODELS, ("parameters", "held-out loss"), (("1,928", "568", "1,720", "98.3 K"),) * 2, range(4))
-    panels = [loss_panel(LOSSES), load_panel([0.125] * 8), Panel("table", [table])]
+    table = Table(models, ("parameters", "held-out loss"), (("1,928", "568", "1,720", "98.3 K"),) * 2, range(4))
+    panels = [loss_panel({name: (steps, 2 - steps / 100 + i) for i, name in enumerate(models[:3])})]
+    panels += [load_panel([0.125] * 8), Panel("table", [table])]
     panels += [Panel("words", [Text(["some text " * 30, "more"], ("english", "code"))], width=6)]
     panels += [Panel("cells", [cells], marks.experts_axis(8), wide, width=6, height=150)]
     panels += [replace(load_panel([0.125] * 8), width=3, height=150, caption="a\nb", selected=True)] * 2
     made = figure(panels, caption="What is seen. " * 20)
     made.canvas.draw()
-    shown = [part.axes[0] for part in made.subfigs]
-    boxes = [ax.get_tightbbox() for ax in shown]
+    boxes = [part.axes[0].get_tightbbox() for part in made.subfigs]
     assert not any(box.overlaps(other) for box, other in combinations(boxes, 2))
     assert all(0 <= box.x0 and box.x1 <= made.bbox.x1 and box.y1 <= made.bbox.y1 for box in boxes)
 
 
-@pytest.mark.parametrize("mark", MARKS, ids=NAMES)
-def test_a_header_can_be_said_in_json_and_has_all_numbers_in_arrays(mark):
-    assert [type(mark) for mark in MARKS] == list(still.DRAWING)
-    panel = Panel("title", [mark, mark], Axis(0, 2, "step", link="step"), legend=[(4, "green")])
-    header, arrays = marks.encode_panel(panel, 7)
-    said = json.loads(json.dumps(header))
-    assert said["title"] == "title" and said["x"]["link"] == "step" and said["legend"] == [[4, "green"]]
-    assert [one["mark"] for one in said["marks"]] == [type(mark).__name__] * 2
-    slots = {value["slot"] for one in header["marks"] for value in one.values() if isinstance(value, dict)}
-    assert slots == set(arrays) and all(slot.startswith(("7.0.", "7.1.")) for slot in slots)
-    for slot, array in arrays.items():
-        np.testing.assert_array_equal(array, getattr(mark, slot.split(".")[-1]))
-        assert array.flags.c_contiguous and array.dtype.str[1:] in ("f2", "f4", "u1", "i1", "u2", "i2", "i4")
-
-
 @pytest.mark.parametrize("experts, busy", [(8, 2), (16, 1), (16, 16), (3, 0)])
-def test_the_way_of_a_token_names_who_computes_and_their_sum(experts, busy):
+def test_the_way_of_a_token_has_a_bar_and_an_expert_for_each_that_computes(experts, busy):
     weights = np.where(np.arange(experts) < busy, 1 / max(busy, 1), 0)
     ax = drawn(marks.Route(np.full(experts, 1 / experts), weights, 4, (0.1, -0.2), 2, True))
-    said = texts(ax)
-    assert {"token 4 at (0.10, −0.20)", "correct: class 2"} <= set(said)
-    terms = {2: "y = 0.50 · E0(x) + 0.50 · E1(x)", 1: "y = 1.00 · E0(x)", 16: "weighted sum of 16 experts"}
-    assert terms.get(busy, "y = 0: no expert serves it") in said
-    colored = [box for box in ax.patches if to_hex(box.get_facecolor()).upper() in colors_of(range(busy))]
-    assert len(colored) == 2 * busy  # a bar of the router, and an expert
-
-
-def test_numbers_are_sent_in_a_type_that_a_page_has():
-    for given, sent in (("f8", "f4"), ("i8", "i4"), ("u8", "i4"), ("?", "u1"), ("f2", "f2"), ("u1", "u1")):
-        header, arrays = marks.encode_panel(Panel("", [marks.Bars(np.ones(3, given))]), 0)
-        assert arrays["0.0.y"].dtype == np.dtype(sent) and not {"second", "limit"} & set(header["marks"][0])
-    parts = marks.Parts(("total",), ("experts",), [[46_000_000_000]], ("#000000",))
-    _, arrays = marks.encode_panel(Panel("", [marks.Line(torch.arange(3), np.arange(6.0)[::2]), parts]), 0)
-    assert arrays["0.0.y"].tolist() == [0, 2, 4] and arrays["0.1.values"].item() == pytest.approx(46e9)
-
-
-def test_of_many_lines_those_that_end_alone_are_named():
-    lines = [Line([0, 1], [0, end], f"line {end}", 3, model) for model, end in enumerate((0, 0.1, 4, 4.1, 4.2, 4, 2))]
-    for shown, named in ((lines, ["line 2"]), (lines[:3], ["line 0", "line 0.1", "line 4"])):
-        ax = still.plot(Panel("", shown, Axis(0, 1), Axis(0, 5), legend=[(3, "all")]))
-        assert sorted(text.get_text() for text in ax.texts) == named
+    colors = hexes(patch.get_facecolor() for patch in ax.patches)
+    assert sum(colors.count(color) for color in {*colors_of(range(busy))}) == 2 * busy
+    terms = {2: "0.50 · E0(x) + 0.50 · E1(x)", 1: "1.00 · E0(x)", 16: "16 experts", 0: "y = 0"}
+    assert any(terms[busy] in text for text in texts(ax))
