@@ -7,9 +7,9 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
-from moe_lessons.hub.published import as_tables, cost_report, count_config, read_config
-from moe_lessons.support.errors import check_whole
+from moe_lessons.support.files import read_config
 
 MOST_CONTEXT = 10**12  # tokens
 
@@ -24,15 +24,25 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--context", type=int, default=4096, help="tokens of the text that is written (default: 4096)")
     options = parser.parse_args(argv)
-    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
     try:
-        context = check_whole("context", options.context, 0, MOST_CONTEXT)
-        report = cost_report(count_config(read_config(options.config)), context)
-    except (ValueError, ImportError) as error:
-        missing = isinstance(error, ImportError) and f"cost needs {error.name}: pip install -e '.[hf]' in its folder"
+        print(report(options.config, options.context, options.json))
+    except ValueError as error:
         if options.json:
-            print(json.dumps({"error": missing or str(error)}))
-        print(f"cost: {missing or error}", file=sys.stderr)
+            print(json.dumps({"error": str(error)}))
+        print(f"cost: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(report, indent=2) if options.json else as_tables(report))
     return 0
+
+
+def report(path: str, context: int, as_json: bool) -> str:
+    """Write what the model of a configuration costs. What is refused is so, if it can be, before torch is imported."""
+    if not 0 <= context <= MOST_CONTEXT:
+        raise ValueError(f"context must be a whole number from 0 to {MOST_CONTEXT:,}, got {context!s:.80}")
+    config = read_config(path)
+    if not find_spec("transformers"):
+        raise ValueError("cost needs transformers: pip install -e '.[hf]' in the folder of the course")
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
+    from moe_lessons.hub.published import as_tables, cost_report, count_config
+
+    costs = cost_report(count_config(config), context)
+    return json.dumps(costs, indent=2) if as_json else as_tables(costs)

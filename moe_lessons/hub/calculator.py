@@ -5,8 +5,9 @@ from typing import Any
 
 import ipywidgets as W
 
-from moe_lessons.hub.published import count_config, read_config
+from moe_lessons.hub.published import count_config
 from moe_lessons.plots.marks import Panel
+from moe_lessons.support.files import read_config
 from moe_lessons.widgets.calculators import SLIDERS, CostCalculator
 
 

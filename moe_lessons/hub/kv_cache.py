@@ -14,6 +14,10 @@ from moe_lessons.analysis.roofline import Cached
 WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}  # and their fields
 UNUSUAL = ("cross_attention_layers", "recurrent_kv_cache_mode", "mem_len", "ngram")  # fields of other kinds of memory
 FIXED = ("linear_attention", "mamba", "mamba2", "conv", "recurrent", "moe", "mlp")  # kinds of layers without a cache
+SIZES = (  # fields from which the formulas are computed
+    "num_attention_heads", "num_key_value_heads", "num_kv_heads", "num_kv_shared_layers", "hidden_size", "head_dim",
+    "d_kv", "dim_head", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", *WINDOWS.values(),
+)  # fmt: skip
 
 
 def cached_layers(model: nn.Module) -> list[Cached]:
@@ -25,10 +29,12 @@ def cached_layers(model: nn.Module) -> list[Cached]:
         kinds = [kind for kind in layer_kinds(config, whole.is_encoder_decoder) if kind not in FIXED]
         shape = attention_shape(config) if kinds else (0, 0)
         windows = {kind: getattr(config, WINDOWS[kind]) for kind in set(kinds) & {*WINDOWS}}
+        if not all(isinstance(size, int | None) for size in (*shape, *windows.values())):
+            raise TypeError("a size for each layer")
     except Exception as error:  # whatever a configuration of transformers raises that lacks a field, or has it by layer
         raise ValueError(f"the configuration of {name} does not have the usual fields of attention") from error
     unusual = [field for field in UNUSUAL if hasattr(config, field)]
-    if unknown := [*unusual, *sorted(set(kinds) - {"full_attention", *WINDOWS})]:
+    if unknown := [*unusual, *sorted(map(str, set(kinds) - {"full_attention", *WINDOWS}))]:
         raise ValueError(f"{name} has {unknown[0]}, for which there is no usual formula")
     if not agrees(model, shape[0]):
         raise ValueError(f"the attention of {name} has other widths than its configuration says")

@@ -3,13 +3,11 @@
 A model is built on torch's meta device: all shapes, no weights, no download, no code but that of transformers. Experts
 are found by structure: weights with a row for each expert, or a list of equal modules."""
 
-import json
 import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,13 +16,14 @@ from torch import Tensor, nn
 
 from moe_lessons.analysis import roofline
 from moe_lessons.analysis.roofline import Cached, ExpertGroup, ModelSizes
-from moe_lessons.hub.kv_cache import cached_layers
+from moe_lessons.hub.kv_cache import SIZES, cached_layers
 from moe_lessons.plots.theme import short_number
-from moe_lessons.support.errors import check_top_k
+from moe_lessons.support.errors import check_top_k, check_whole, shown
 
 TYPES = ("bfloat16", "fp8", "4-bit")  # of the weights, on the machines
 LAYERS = re.compile(r"(^|_)(n|num)_.*layers$|^(en|de)coder_layers$")  # fields that say how many there are
 MOST_LAYERS, MOST_EXPERTS = 1_000, 100_000  # and in all layers together: the largest, Kimi K3, has 92 × 896
+LARGEST = 10**12  # of the sizes that the KV cache follows from
 TOP_K = (
     "top_k", "topk", "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts", "moe_top_k",
     "moe_topk", "moe_k", "num_selected_experts",
@@ -40,25 +39,6 @@ class PublishedCount:
     model_type: str
     sizes: ModelSizes
     notes: list[str]
-
-
-def read_config(path: str | Path) -> dict[str, Any]:
-    """The configuration in a file, or in the config.json of a folder. ValueError, in one sentence, where it is none."""
-    path = Path(path)
-    path = path / "config.json" if path.is_dir() else path
-    if path.exists() and not path.is_file():  # to read a pipe would never end
-        raise ValueError(f"{path} must be a file")
-    try:
-        content = path.read_bytes()
-        # transformers writes infinity, which JSON lacks, as {"__float__": "Infinity"}
-        config = json.loads(content, object_hook=lambda p: float(p["__float__"]) if "__float__" in p else p)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} must be JSON, and is not: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold one JSON object, got {type(config).__name__}")
-    return config
 
 
 def count_config(config: Mapping[str, Any]) -> PublishedCount:
@@ -108,13 +88,17 @@ def entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def check_numbers(config: Mapping[str, Any]) -> None:
-    """Raise ValueError for more layers or experts than can be built; the class refuses other sizes that cannot be."""
+    """Raise ValueError for more layers or experts than can be built, and for sizes of the KV cache that are no numbers;
+    the class refuses other sizes that cannot be."""
     numbers = [(key, value) for key, value in entries(config) if isinstance(value, int | float)]
     layers = max((value for key, value in numbers if LAYERS.search(key)), default=0)
     experts = max((value for key, value in numbers if key.endswith("experts")), default=0)
     if layers > MOST_LAYERS or layers * experts > MOST_EXPERTS:
         most = f"at most {MOST_LAYERS:,} layers, and {MOST_EXPERTS:,} experts in all of them"
-        raise ValueError(f"config must have {most}, got {layers:.40g} layers of {experts:.40g} experts")
+        raise ValueError(f"config must have {most}, got {shown(layers)} layers of {shown(experts)} experts")
+    for key, value in entries(config):
+        if key in SIZES and not isinstance(value, list | None):  # a list: a number for each layer
+            check_whole(key, value, 0, LARGEST)
 
 
 def build(config: Mapping[str, Any], config_class: type, named: type | None) -> tuple[nn.Module, list[str]]:

@@ -1,10 +1,11 @@
-"""Writing a file: all of it, or nothing."""
+"""Writing a file: all of it, or nothing. Reading a configuration: one object of JSON."""
 
 import errno
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -30,3 +31,21 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_rows(path: Path, rows: Iterable[dict]) -> None:
     """Write a file of JSON lines by `write_whole`, a line for each row."""
     write_whole(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The configuration in a file, or in the config.json of a folder. ValueError, in one sentence, where it is none."""
+    path, name = Path(path), f"{path!s:.200}"
+    try:
+        path = path / "config.json" if path.is_dir() else path
+        if path.exists() and not path.is_file():  # to read a pipe would never end
+            raise OSError(errno.EINVAL, "it is neither a file nor a folder")
+        # transformers writes infinity, which JSON lacks, as {"__float__": "Infinity"}
+        config = json.loads(path.read_bytes(), object_hook=lambda p: float(p["__float__"]) if "__float__" in p else p)
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{name} must be JSON, and is not: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{name} must hold one JSON object, got {type(config).__name__}")
+    return config

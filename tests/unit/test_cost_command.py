@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -146,7 +147,12 @@ BAD = {
     "layers": (MIXTRAL | {"num_hidden_layers": 10**12}, "at most 1,000 layers, .*got 1000000000000 layers"),
     "many": (MIXTRAL | {"num_hidden_layers": 500, "num_local_experts": 4096}, "100,000 .* got 500 layers of 4096"),
     "top_k": (MIXTRAL | {"num_experts_per_tok": 9}, r"top_k must be between 1 and num_experts \(8\), got 9"),
-    "words": (MIXTRAL | {"hidden_size": "four"}, "cannot build this configuration: .*hidden_size"),
+    "words": (MIXTRAL | {"hidden_size": "four"}, "hidden_size must be a whole number .*'four'"),
+    "class": (MIXTRAL | {"vocab_size": "four"}, "cannot build this configuration: .*vocab_size"),
+    "window": (MIXTRAL | {"sliding_window": "x"}, "sliding_window must be a whole number .*'x'"),
+    "groups": (MIXTRAL | {"num_key_value_heads": 1e308}, r"num_key_value_heads must be .*1e\+308"),
+    "negative": ({"model_type": "gpt2", "head_dim": -1}, "head_dim must be a whole number from 0 .*-1"),
+    "huge": (MIXTRAL | {"num_hidden_layers": 2, "num_local_experts": 10**400}, "100,000 experts .*got"),
     "no head": ({"model_type": "gpt_neox", "architectures": ["GPTNeoXModel"]}, "writes text.*, got GPTNeoXModel"),
 }
 
@@ -174,18 +180,31 @@ def test_it_runs_no_code_of_the_model_and_opens_no_connection(tmp_path, capsys, 
     assert report["total_params"] == 46_702_792_704
 
 
-def test_a_missing_file_a_bad_context_and_no_transformers(tmp_path, capsys, monkeypatch):
-    def said(*options) -> str:
-        assert main(["cost", *map(str, options)]) == 1
-        return capsys.readouterr().err.splitlines()[-1]
+def test_sizes_that_differ_by_layer_leave_the_cache_unknown(tmp_path, capsys):
+    for config in ({"num_kv_heads": [1, 2]}, {"head_dim": [8, 16]}):
+        report = report_of({"model_type": "gpt2", "n_layer": 2} | config, tmp_path, capsys)
+        assert report["kv_cache_bytes"] is None and "KV cache is unknown" in report["notes"][0]
 
-    assert said(tmp_path / "nothing").endswith("nothing cannot be read: No such file or directory")
+
+def test_what_needs_no_model_is_refused_before_torch_is_imported(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    assert said(tmp_path / "pipe").endswith("pipe must be a file")
     (tmp_path / "config.json").write_text(json.dumps(MIXTRAL))
-    for context in (-1, 10**400):
-        assert "context must be a whole number from 0 to 1,000,000,000,000, got" in said(tmp_path, "--context", context)
+    run = "import sys; from moe_lessons.__main__ import main; code = main(['cost', *sys.argv[1:]])"
+    for options, said in (
+        ([tmp_path / "nothing"], "nothing cannot be read: No such file or directory"),
+        (["a" * 5000], "a cannot be read: File name too long"),
+        ([tmp_path / "pipe"], "pipe cannot be read: it is neither a file nor a folder"),
+        ([tmp_path, "--context", -1], "context must be a whole number from 0 to 1,000,000,000,000, got -1"),
+        ([tmp_path, "--context", 10**400], "context must be a whole number .*, got 10+"),
+    ):
+        command = [sys.executable, "-c", f"{run}; sys.exit('torch' if 'torch' in sys.modules else code)"]
+        result = subprocess.run([*command, *map(str, options)], capture_output=True, text=True)
+        assert result.returncode == 1 and re.fullmatch(f"cost: .*{said}\n", result.stderr) and len(result.stderr) < 400
+
+
+def test_without_transformers_and_without_a_configuration(tmp_path, capsys, monkeypatch):
     with pytest.raises(ValueError, match="^config must be a dict"):
         count_config(dict)
+    (tmp_path / "config.json").write_text(json.dumps(MIXTRAL))
     monkeypatch.setitem(sys.modules, "transformers", None)
-    assert "cost needs transformers: pip install -e '.[hf]'" in said(tmp_path)
+    assert main(["cost", str(tmp_path)]) == 1 and "pip install -e '.[hf]'" in capsys.readouterr().err

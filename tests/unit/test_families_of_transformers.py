@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from moe_lessons.hub import Lens
-from moe_lessons.hub.published import PublishedCount, count_config, read_config
+from moe_lessons.hub.published import PublishedCount, count_config
 from moe_lessons.nn import seeded
+from moe_lessons.support.files import read_config
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
 hf_families = pytest.importorskip("hf_families")
