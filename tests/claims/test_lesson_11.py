@@ -11,8 +11,7 @@ import torch
 import torch.distributed as dist
 from everywhere import seeds
 
-from moe_lessons.analysis import real_routing, replicate
-from moe_lessons.analysis.planner import check_published, plan
+from moe_lessons.analysis import plan, real_routing, replicate
 from moe_lessons.analysis.timing import WARM_UP
 from moe_lessons.nn import MoE, Routing, seeded
 from moe_lessons.parallel import launch
@@ -130,9 +129,9 @@ def test_copies_cool_hot_experts():
 
 @pytest.mark.claim("more-devices-lower-the-latency")
 def test_more_devices_lower_the_latency():
-    own = {"machine": "NVIDIA H800 SXM", "inside": "NVLink 4 cut (H800)", "phase": "decoding", "context": 4989}
+    own = {"machine": "NVIDIA H800 SXM", "inside": "NVLink 4 cut (H800)", "context": 4989}
     own |= {"weights": "fp8", "dispatch_bytes": 1, "overlap": 1.0}
-    made = {n: [plan("DeepSeek-V3", **own, devices=n, expert_parallel=n, tokens_per_device=2**i) for i in range(9)]
+    made = {n: [plan("DeepSeek-V3", **own, devices=n, tokens_per_device=2**i) for i in range(9)]
             for n in (8, 16, 144)}  # fmt: skip
     fitting = {n: [point for point in points if point.memory < 80e9] for n, points in made.items()}
     assert not fitting[8] and fitting[144][-1].tokens >= 4 * fitting[16][-1].tokens
@@ -147,20 +146,13 @@ def test_more_devices_lower_the_latency():
         assert all(a.seconds < b.seconds for a, b in zip(fitting[n], fitting[n][1:]))
     assert made[144][5].exchange > made[16][5].exchange
     own["overlap"] = 0.0  # what full overlap hides
-    bare = {n: [plan("DeepSeek-V3", **own, devices=n, expert_parallel=n, tokens_per_device=2**i) for i in range(9)]
+    bare = {n: [plan("DeepSeek-V3", **own, devices=n, tokens_per_device=2**i) for i in range(9)]
             for n in (16, 144)}  # fmt: skip
     bare = {n: [point for point in points if point.memory < 80e9] for n, points in bare.items()}
     most = {n: max(points, key=lambda point: point.tokens / point.seconds) for n, points in bare.items()}
     rates = {n: point.tokens / point.seconds for n, point in most.items()}
     (quick,) = [point for point in bare[144] if point.tokens == 32]  # nearly as fast as 16 devices, and sooner
     assert 0.94 * rates[16] < quick.tokens / quick.seconds and quick.seconds < 0.55 * most[16].seconds
-    flat = [point.tokens / point.seconds for point in fitting[144] if point.limit == "arithmetic"]
+    ruled = [point for point in fitting[144] if point.arithmetic > max(point.reading, point.exchange)]
+    flat = [point.tokens / point.seconds for point in ruled]
     assert len(flat) > 2 and max(flat) < 1.01 * min(flat)
-
-
-@pytest.mark.claim("the-planner-against-published-systems")
-def test_the_planner_against_published_systems():
-    checked = check_published().iloc[:3]
-    assert checked.system.str.startswith("DeepSeek-V3").all()
-    training, prefill, decoding = checked.error_percent
-    assert abs(training) < 15.5 and abs(prefill) < 15.5 and -65 < decoding < -40  # the planned step is shorter
