@@ -1,5 +1,6 @@
 """The devices of this machine, and modules that tests share."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -34,6 +35,14 @@ def own_progress(on_a_page, monkeypatch, tmp_path) -> Path:
     """A file in which progress is kept, as on a page."""
     monkeypatch.setenv("MOE_LESSONS_PROGRESS", str(tmp_path / "progress.json"))
     return tmp_path / "progress.json"
+
+
+@pytest.fixture
+def interruptible():
+    """Set what an interrupt does: a program that was begun in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from oracle import refused
 
 from moe_lessons.training import REMEDIES, PlaneSetting, Run, plane_runs, remedy_setting
 from moe_lessons.training.bands import SeedBand
@@ -117,8 +116,3 @@ def test_a_branch_starts_from_these_weights_with_its_own_remedy(name):
         close(branch.clean_loads(), loads, 1e-6)
     [branch.step() for _ in range(3)]
     assert np.array_equal(trunk.clean_loads(), loads)  # the trunk stays as it is
-
-
-def test_no_seeds_are_refused():
-    with refused(r"seeds must be one or more whole numbers from 0 up, got \[\]"):
-        SeedBand(remedy_setting("nothing"), [])

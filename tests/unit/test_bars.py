@@ -17,12 +17,7 @@ def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.fixture(autouse=True)
-def interruptible():
-    """Set what an interrupt does: a program that was begun in the background ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("interruptible")
 
 
 def test_an_interrupt_ends_it_and_bars_around_it_after_the_thing_in_work(capsys):

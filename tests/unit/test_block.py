@@ -1,6 +1,5 @@
 """The drawing of the block has the numbers of the module's own routing, for any router that it says it draws."""
 
-import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +11,7 @@ from moe_lessons.analysis.counting import count_parameters
 from moe_lessons.nn import FeedForward, HashRouter, MoE, SigmoidRouter, dense_baseline, seeded
 from moe_lessons.plots.marks import Boxes, Panel
 from moe_lessons.plots.panels.block import EXPERT, GREY, HEIGHT, WIDTH, as_digits, block_panel
-from moe_lessons.widgets import Playground, draw_block
+from moe_lessons.widgets import draw_block
 
 
 def made(num_experts=8, top_k=2, tokens=12, seed=0, block=MoE, **options):
@@ -57,42 +56,35 @@ def test_the_numbers_are_those_of_the_routing(num_experts, top_k, divided):
         panel = panel_of(moe, x, token)
         chosen = dict(zip(routing.topk_indices[token].tolist(), routing.topk_weights[token].tolist()))
         assert values(panel, "router logit") == pytest.approx(routing.router_logits[token].tolist(), abs=near)
+        weights = row(panel, "weight")
         assert values(panel, "weight") == pytest.approx([chosen.get(e, 0) for e in range(num_experts)], abs=0.0051)
-        experts = [box for box in boxes(panel, 2) if re.match(r"E\d+( · unused)?$", box.texts) and box.places[2]]
-        for drawn in (experts, row(panel, "weight")):
-            assert [box.fill for box in drawn] == [EXPERT if e in chosen else GREY for e in range(num_experts)]
+        assert [box.fill for box in weights] == [EXPERT if e in chosen else GREY for e in range(num_experts)]
         (total,) = [text for text in texts(panel) if text.startswith("y = ")]
         assert total.endswith(f"({', '.join(as_digits(v) for v in y[token, :3].tolist())}, …)")
-        assert top_k > 4 or all(f"{as_digits(weight)} · E{e}(x)" in total for e, weight in chosen.items())
 
 
 def test_divided_weights_are_the_softmax_of_what_the_mask_leaves_and_a_full_expert_is_idle():
     panel = panel_of(*made())
     masked = torch.tensor(values(panel, "logit after the mask")).softmax(dim=0).tolist()
     assert masked.count(0) == 6 and values(panel, "weight") == pytest.approx(masked, abs=0.01)
-    assert panel.caption.startswith("Weights: −∞ for the experts not chosen, then softmax")
     moe, x = made(norm_topk_prob=False)
     panel, probs = panel_of(moe, x), moe(x)[1].router_probs[0].tolist()
     assert values(panel, "probability") == pytest.approx(probs, abs=0.0051)
-    assert not row(panel, "logit after the mask") and panel.caption.startswith("Weights: softmax over all")
     moe, x = made(4, 1, 16, capacity_factor=0.5)
     _, routing = moe(x)
     token = int(routing.dropped_token_idx[0])
     panel = panel_of(moe, x, token)
     assert [box.expert for box in row(panel, "weight") if box.texts == "full"] == [int(routing.dropped_expert_idx[0])]
-    assert any(text.startswith("y = 0: every expert was full") for text in texts(panel))
     assert not [box for box in boxes(panel, 3) if box.token == token and box.expert >= 0]
 
 
-def test_the_counters_are_those_of_the_analysis_and_the_ffn_is_named():
+def test_the_counters_are_those_of_the_analysis():
     moe, x = made(activation="relu")
-    count, total, active = count_parameters(moe), dense_baseline(moe, "params"), dense_baseline(moe, "flops")
-    for dense, name in ((None, "dense, same total"), (active, "dense, same active"), (FeedForward(6, 7), "F = 7")):
-        panel = panel_of(moe, x, dense=dense)
-        ffn = count_parameters(dense or total)
-        assert f"parameters: total {count.total:,}, active for this token {count.active:,}" in texts(panel)
-        assert {f"parameters: total {ffn.total:,}", f"active for this token {ffn.active:,}"} <= set(texts(panel))
-        assert any(text.startswith(name) for text in texts(panel))
+    count, own = count_parameters(moe), FeedForward(6, 7)
+    for dense, ffn in ((None, dense_baseline(moe, "params")), (own, own)):
+        said = " ".join(texts(panel_of(moe, x, dense=dense)))
+        assert f"total {count.total:,}, active for this token {count.active:,}" in said
+        assert f"total {count_parameters(ffn).total:,}" in said
 
 
 @pytest.mark.parametrize("num_experts, top_k, tokens", [(1, 1, 1), (8, 2, 12), (16, 16, 16)])
@@ -100,15 +92,12 @@ def test_the_strip_has_each_assignment_once_and_no_box_lies_over_another(num_exp
     moe, x = made(num_experts, top_k, tokens)
     _, routing = moe(x)
     panel = panel_of(moe, x, tokens - 1)
-    strip, arrows = boxes(panel, 3), panel.marks[0]
     pairs = set(zip(routing.expert_idx.tolist(), routing.token_idx.tolist()))
-    sorted_, back = ([box for box in strip if box.says.startswith(says)] for says in ("computed by", "from"))
-    assert [(box.expert, box.token) for box in sorted_] == sorted(pairs)  # from left to right
-    assert np.all(np.diff([box.places[0] for box in sorted_]) > 0)
-    assert {(box.expert, box.token) for box in back} == pairs
-    for says in ("goes to", "sum of"):
-        assert [box.token for box in strip if box.says.startswith(says)] == list(range(tokens))
-    assert sum(token >= 0 for token in arrows.token) == 2 * len(pairs) and panel.marks[3].selected == tokens - 1
+    computed = [box for box in boxes(panel, 3) if box.says.startswith("computed by")]
+    assert [(box.expert, box.token) for box in computed] == sorted(pairs)  # from left to right
+    assert np.all(np.diff([box.places[0] for box in computed]) > 0)
+    assert sum(token >= 0 for token in panel.marks[0].token) == 2 * len(pairs)
+    assert panel.marks[3].selected == tokens - 1
     x, y, w, h = np.array([box.places for place in (2, 3) for box in boxes(panel, place) if box.places[2]]).T
     left, right, top, low = x - w / 2, x + w / 2, y - h / 2, y + h / 2
     assert left.min() >= 0 and right.max() <= WIDTH and top.min() >= 0 and low.max() <= HEIGHT
@@ -125,23 +114,5 @@ def test_a_block_of_your_own_is_drawn_a_router_that_only_looks_up_and_one_that_i
     moe, x = made()
     moe.router.weight.data *= 1000  # probabilities vanish
     assert isinstance(panel_of(moe, x), Panel)
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"router": SigmoidRouter(6, 8, 2)}, "moe must have a router whose weights are a softmax of its K largest"),
-        ({"num_experts": 17}, "moe must have at most 16 experts to be drawn, got 17"),
-        ({"tokens": 17}, r"x must have the shape \(T, 6\) with T from 1 to 16, got .*17, 6"),
-    ],
-)
-def test_what_the_drawing_would_misstate_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        draw_block(*made(**options), token=2)
-
-
-def test_the_playground_shows_the_block_with_its_own_baseline():
-    playground = Playground(panels=("territory", "block"), play=5)
-    playground.set(token=20)
-    panel = playground.panels()[1]
-    assert panel.marks[0].selected == 20 and any(text.startswith("dense, same total") for text in texts(panel))
+    with pytest.raises(ValueError, match="^moe must have a router "):  # which the drawing would misstate
+        draw_block(*made(router=SigmoidRouter(6, 8, 2)), token=2)

@@ -15,19 +15,16 @@ from moe_lessons import __main__ as cli
 from moe_lessons.commands import doctor, lab
 
 
-def test_alone_it_lists_each_command_with_a_line_and_does_not_wait_for_torch(capsys):
-    assert cli.main([]) == 0
-    printed = capsys.readouterr().out
-    assert all(f"  {name:<8} {about}\n" in printed for name, about in cli.COMMANDS.items())
-    loaded = (
-        "import sys, moe_lessons.__main__ as m, moe_lessons.commands.lab; m.main([]); print('torch' in sys.modules)"
-    )
-    assert subprocess.check_output([sys.executable, "-c", loaded], text=True).endswith("False\n")
+def test_alone_it_lists_each_command_and_does_not_wait_for_torch():
+    code = "import sys, moe_lessons.__main__ as m, moe_lessons.commands.lab; m.main([]); print('torch' in sys.modules)"
+    printed = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert all(f"  {name} " in printed for name in cli.COMMANDS) and printed.endswith("False\n")
 
 
 def test_a_command_that_is_not_there_names_the_nearest(capsys):
     assert cli.main(["swep"]) == 2
-    assert "There is no command 'swep'. Did you mean sweep?" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "'swep'" in said and "sweep" in said
 
 
 @pytest.fixture
@@ -93,8 +90,7 @@ def test_lab_follows_no_link_out_of_the_folder(tmp_path):
 def test_where_it_cannot_write_lab_says_so_in_one_line(make, tmp_path, capsys):
     make(tmp_path / "course")
     assert lab.main([str(tmp_path / "course"), "--no-browser"]) == 1
-    said = capsys.readouterr().err
-    assert re.fullmatch(r"The lessons cannot be copied: .*\. Another place: python -m moe_lessons lab FOLDER\n", said)
+    assert re.fullmatch(r"The lessons cannot be copied: [^\n]*course[^\n]*\n", capsys.readouterr().err)
 
 
 def test_the_doctor_passes_a_healthy_installation_and_names_a_missing_and_an_old_package(capsys, monkeypatch):
@@ -115,24 +111,15 @@ def test_the_doctor_passes_a_healthy_installation_and_names_a_missing_and_an_old
     assert 'FAIL  torch 1.0: run `pip install "torch' in printed
 
 
-@pytest.mark.parametrize(
-    "command, says",
-    [
-        (["-m", "moe_lessons", "lab"], "Open JupyterLab at the first lesson"),
-        (["-m", "moe_lessons", "doctor"], "say of each thing that is wrong what to do"),
-        (["-m", "moe_lessons", "cost"], "Count what a published model costs"),
-        (["-m", "moe_lessons", "sweep"], "train the many small language models"),
-        (["-m", "web.serve"], "Serve the site of the course to this machine"),
-    ],
-)
-def test_each_command_says_what_it_does(command, says):
-    result = subprocess.run([sys.executable, *command, "--help"], capture_output=True, text=True)
-    assert says in " ".join(result.stdout.split()) and "usage: python -m" in result.stdout and result.returncode == 0
-    if command[-1] == "sweep":
+@pytest.mark.parametrize("command", [f"moe_lessons {name}" for name in cli.COMMANDS] + ["web.serve"])
+def test_each_command_says_what_it_does(command):
+    result = subprocess.run([sys.executable, "-m", *command.split(), "--help"], capture_output=True, text=True)
+    assert result.stdout.startswith("usage: python -m") and result.returncode == 0
+    if command.endswith("sweep"):
         names = re.search(r"names: ([\w\s,]+)", result.stdout)[1].replace(",", " ").split()
-        wrong = subprocess.run([sys.executable, *command, "none"], capture_output=True, text=True).stderr
-        accepted = set(re.findall(r"\w+", re.search(r"must be one of (.*?), got", wrong, re.S)[1]))
-        assert accepted == {*names, "modern", "book"} and "'modern' or 'book'" in result.stdout
+        run = [sys.executable, "-m", *command.split(), "none"]
+        accepted = subprocess.run(run, capture_output=True, text=True).stderr
+        assert names and all(f"'{name}'" in accepted for name in names)
 
 
 def test_the_doctor_runs_where_torch_cannot_be_imported_and_stops_in_peace_where_nobody_reads():

@@ -114,9 +114,9 @@ def test_a_machine_is_the_best_of_its_tries(monkeypatch):
 @pytest.mark.parametrize(
     "changes, sizes, message",
     [
-        ({"moe_layers": ()}, (1,), "^model must contain a mixture of experts"),
-        ({}, (1, 5), r"^batch_sizes must be whole numbers from 1 to the number of sequences, got \(1, 5\)$"),
-        ({"capacity_factor": 0.5}, (1,), "^a model must decode with a cache, got one whose routing of a token"),
+        ({"moe_layers": ()}, (1,), "^model must "),
+        ({}, (1, 5), r"^batch_sizes must .*, got \(1, 5\)$"),
+        ({"capacity_factor": 0.5}, (1,), "^a model must decode with a cache, got "),
     ],
 )
 def test_bad_input(changes, sizes, message):
