@@ -26,8 +26,16 @@ from tqdm import tqdm
 from moe_lessons.analysis import count_parameters, flops_per_token
 from moe_lessons.analysis.results import POINTS, read_runs
 from moe_lessons.analysis.timing import cpu_name
-from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, LanguageModel, TopKRouter, TransformerConfig, dense_baseline, is_moe
-from moe_lessons.nn.families import finer
+from moe_lessons.nn import (
+    SAME_ACTIVE,
+    SAME_TOTAL,
+    LanguageModel,
+    TopKRouter,
+    TransformerConfig,
+    dense_baseline,
+    finer,
+    is_moe,
+)
 from moe_lessons.nn.seeding import seeded, torch_threads
 from moe_lessons.support.data import FOLDER
 from moe_lessons.support.errors import check_choice, check_positive_int

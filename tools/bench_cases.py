@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_lessons.hub.models import FIELDS, convert_model
 from moe_lessons.nn import (
     DISPATCH,
     SAME_ACTIVE,
@@ -27,6 +26,16 @@ PASSES = FORWARD, TRAINING = "forward", "forward + backward"
 AUTO, OURS = "MoE, auto", "MoE"
 HF_WAYS = ("eager", "grouped_mm")  # of transformers, to run the experts
 HF_WAYS_FEW_TOKENS = (*HF_WAYS, "batched_mm")  # which copies the weights of every assignment
+HF_NAMES = {  # of parts of a model: ours -> Mixtral's
+    "model.head.": "lm_head.",
+    ".embed.": ".embed_tokens.",
+    ".attention_norm.": ".input_layernorm.",
+    ".ffn_norm.": ".post_attention_layernorm.",
+    ".attention.out_proj.": ".self_attn.o_proj.",
+    ".attention.": ".self_attn.",
+    ".ffn.router.": ".mlp.gate.",
+    ".ffn.": ".mlp.",
+}
 
 Calls = dict[str, Callable[[], object]]
 LayerSizes = namedtuple("LayerSizes", "E K T D F")  # the sizes of an MoE layer, and how many tokens it gets
@@ -119,8 +128,8 @@ def one_pass(layer: nn.Module, x: Tensor, which: str) -> Callable[[], tuple[Tens
 def make_models(config: TransformerConfig, **more) -> tuple[dict[str, LanguageModel], nn.Module | None]:
     """Make our model and its baselines, by name, and Hugging Face's with equal weights (None without transformers)."""
     with seeded(0):
-        theirs = hf_model(config, **more) if transformers_version() else None
-        moe = convert_model(theirs) if theirs else LanguageModel(config)
+        moe = LanguageModel(config)
+    theirs = hf_model(moe, **more) if transformers_version() else None
     return {OURS: moe, SAME_ACTIVE: dense_baseline(moe, "flops"), SAME_TOTAL: dense_baseline(moe, "params")}, theirs
 
 
@@ -176,12 +185,44 @@ def transformers_version() -> str | None:
     return transformers.__version__
 
 
-def hf_model(config: TransformerConfig, **more) -> nn.Module:
-    """Make a `MixtralForCausalLM` of the same sizes. more: other fields of `MixtralConfig`."""
+def hf_model(ours: LanguageModel, **more) -> nn.Module:
+    """Make a `MixtralForCausalLM` with the sizes and weights of ours. more: other fields of `MixtralConfig`."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    sizes = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
-    return MixtralForCausalLM(MixtralConfig(**sizes, eos_token_id=None, **more))
+    sizes = ours.config
+    config = MixtralConfig(
+        vocab_size=sizes.vocab_size,
+        hidden_size=sizes.d_model,
+        intermediate_size=sizes.d_ff,
+        num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.num_heads,
+        num_key_value_heads=sizes.num_kv_heads,
+        num_local_experts=sizes.num_experts,
+        num_experts_per_tok=sizes.top_k,
+        max_position_embeddings=sizes.max_positions,
+        rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_theta},
+        rms_norm_eps=sizes.norm_eps,
+        tie_word_embeddings=sizes.tied_embedding,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+        **more,
+    )
+    theirs = MixtralForCausalLM(config)
+    theirs.load_state_dict(hf_weights(ours))
+    return theirs
+
+
+def hf_weights(ours: LanguageModel) -> dict[str, Tensor]:
+    """Return the weights of ours by the names that Mixtral has for them, which keeps queries, keys and values apart."""
+    found, num_rows = {}, [n * ours.config.head_dim for n in (ours.config.num_heads, *[ours.config.num_kv_heads] * 2)]
+    for name, weight in ours.state_dict().items():
+        name = f"model.{name}"
+        for part, their_part in HF_NAMES.items():
+            name = name.replace(part, their_part)
+        if "qkv_proj" in name:
+            found |= {name.replace("qkv", one): rows for one, rows in zip("qkv", weight.split(num_rows))}
+        else:
+            found[name] = weight
+    return found
 
 
 def in_each_way(model: nn.Module | None, make: Callable[[], Callable], ways: tuple[str, ...] = HF_WAYS) -> Calls:

@@ -1,9 +1,7 @@
-"""Models of Hugging Face (extra: hf): theirs as ours, and ours as theirs."""
+"""Models of Hugging Face (extra: hf): what their routers decide, and what they cost."""
 
 import importlib
 
-from moe_lessons.hub.blocks import BLOCKS, convert_block
-from moe_lessons.hub.models import byte_tokenizer, convert_model, export_model
 from moe_lessons.hub.routing_lens import Lens
 
 

@@ -1,13 +1,12 @@
-"""Dense baselines: the fair opponents of a mixture of experts."""
+"""Fair opponents of a mixture of experts: dense baselines, and as much work in finer experts."""
 
 import copy
-from collections.abc import Callable
 
 from torch import nn
 
 from moe_lessons.nn.ffn import ACTIVATIONS, GATED, FeedForward
 from moe_lessons.nn.seeding import seeded
-from moe_lessons.support.errors import check_choice
+from moe_lessons.support.errors import check_choice, check_positive_int, check_top_k
 
 SAME_ACTIVE, SAME_TOTAL = "dense, same active", "dense, same total"  # how plots, tables and runs name the baselines
 
@@ -34,14 +33,9 @@ def dense_baseline(model: nn.Module, match: str = "flops", seed: int = 0) -> nn.
     check_choice("match", match, ("flops", "params"))
     if not isinstance(model, nn.Module) or not any(is_moe(module) for module in model.modules()):
         raise ValueError(f"model must contain a mixture of experts, got {type(model).__name__}")
-    return replaced(model, lambda moe: _dense(moe, match), seed)
-
-
-def replaced(model: nn.Module, make: Callable[[nn.Module], nn.Module], seed: int) -> nn.Module:
-    """A copy of `model` with make(moe) in the place of each mixture of experts, whose weights start from `seed`."""
     with seeded(seed):
         baseline = copy.deepcopy(model)  # as a whole: weights that are shared stay shared
-        made = {moe: make(moe) for moe in baseline.modules() if is_moe(moe)}
+        made = {moe: _dense(moe, match) for moe in baseline.modules() if is_moe(moe)}
     for module in list(baseline.modules()):
         for name, child in module._modules.items():
             module._modules[name] = made.get(child, child)
@@ -59,3 +53,16 @@ def _dense(moe: nn.Module, match: str) -> FeedForward:
     routed, shared = (sum(weight.numel() for weight in part.parameters()) for part in parts)
     width = round((share * routed + shared) / per_unit)
     return FeedForward(moe.d_model, max(width, 1), activation).to(weight.device, weight.dtype)
+
+
+def finer(num_experts: int, top_k: int, d_ff: int, times: int) -> dict[str, int]:
+    """The sizes of an `MoE` whose experts are `times` as fine: as many parameters in all and at work for a token, but
+    for the router (DeepSeekMoE, arXiv:2401.06066, section 3.1).
+
+    >>> finer(16, 2, 32, times=4)
+    {'num_experts': 64, 'top_k': 8, 'd_ff': 8}
+    """
+    check_top_k(top_k, num_experts)
+    if d_ff % check_positive_int("times", times):
+        raise ValueError(f"times must divide d_ff ({d_ff}), got {times}")
+    return {"num_experts": num_experts * times, "top_k": top_k * times, "d_ff": d_ff // times}

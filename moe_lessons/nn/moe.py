@@ -22,9 +22,8 @@ class MoE(nn.Module):
     router: any module x (T, D) -> `Routing`; or a name of `ROUTERS`, or a class or function called with (d_model,
         num_experts, top_k), which then has `router_options` such as norm_topk_prob too. None: `TopKRouter`.
     capacity_factor: None for no limit (dropless), else each expert carries out at most ⌈capacity_factor · K · T / E⌉
-        assignments; the others are dropped: see `apply_capacity`. To limit in another way, override `limit`.
+        assignments; the others are dropped: see `apply_capacity`.
     shared_d_ff: the width of a shared expert, which works for every token (DeepSeekMoE, arXiv:2401.06066, eq. 9).
-        shared_experts: each makes it wider by d_ff.
     dispatch: how the experts run: a name of `DISPATCH`, or 'auto', which picks by size. The result is the same.
 
     Shapes: x (..., D) -> y (..., D), and the `Routing` of its T tokens. token_ids (...): for a `HashRouter` alone.
@@ -45,7 +44,6 @@ class MoE(nn.Module):
         *,
         router: nn.Module | str | Callable[..., nn.Module] | None = None,
         activation: str = "swiglu",
-        shared_experts: int = 0,
         shared_d_ff: int = 0,
         capacity_factor: float | None = None,
         capacity_priority: str = "order",
@@ -57,7 +55,7 @@ class MoE(nn.Module):
         self.experts = Experts(num_experts, d_model, d_ff, activation)
         self.d_model, self.d_ff, self.num_experts = d_model, d_ff, num_experts
         self.top_k = check_top_k(top_k, num_experts)
-        shared_d_ff = check_count("shared_d_ff", shared_d_ff) + check_count("shared_experts", shared_experts) * d_ff
+        shared_d_ff = check_count("shared_d_ff", shared_d_ff)
         self.shared_expert = FeedForward(d_model, shared_d_ff, activation) if shared_d_ff > 0 else None
         if capacity_factor is not None:
             check_number("capacity_factor", capacity_factor, above=True)
@@ -74,14 +72,14 @@ class MoE(nn.Module):
         tokens = x.reshape(-1, self.d_model)  # (T, D)
         is_hash = getattr(self.router, "needs_token_ids", False)
         routing = self.router(tokens, token_ids) if is_hash else self.router(tokens)
-        routing = self.limit(check_routing(routing, len(tokens), self.num_experts), x.shape)
+        routing = self.limit(check_routing(routing, len(tokens), self.num_experts))
         y = self.run_experts(tokens, routing)  # (T, D)
         if self.shared_expert is not None:
             y = y + self.shared_expert(tokens).to(y.dtype)
         return y.view(x.shape), routing
 
-    def limit(self, routing: Routing, shape: tuple[int, ...]) -> Routing:
-        """The assignments that are carried out. shape (..., D): that of x, for who counts by sequence."""
+    def limit(self, routing: Routing) -> Routing:
+        """The assignments that are carried out."""
         if self.capacity_factor is None or routing.num_tokens == 0:
             return routing
         capacity = expert_capacity(self.capacity_factor, self.top_k, routing.num_tokens, self.num_experts)

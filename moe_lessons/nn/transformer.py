@@ -26,7 +26,7 @@ class TransformerConfig:
     num_kv_heads: see `Attention`. max_positions: the longest sequence. rope_theta: see `rotary`.
     moe_layers: the numbers, from 0, of the layers whose feed-forward block is an `MoE`: None is all, () none. The
         others have a `FeedForward` of width d_ff.
-    router, shared_experts, shared_d_ff, capacity_factor: see `MoE`. router_std: the router's weight starts at
+    router, shared_d_ff, capacity_factor: see `MoE`. router_std: the router's weight starts at
         N(0, router_std²); None leaves it its start. tied_embedding: the head has the weight of the embedding.
 
     >>> TransformerConfig(d_model=32, num_heads=4).head_dim
@@ -45,7 +45,6 @@ class TransformerConfig:
     moe_layers: tuple[int, ...] | None = None
     router: str | Callable[[int, int, int], nn.Module] = "top-k"
     router_std: float | None = None
-    shared_experts: int = 0
     shared_d_ff: int = 0
     capacity_factor: float | None = None
     activation: str = "swiglu"
@@ -224,7 +223,7 @@ def make_moe(config: TransformerConfig, number: int) -> MoE:
         if getattr(router, "weight", None) is None:
             raise ValueError(f"router_std must be None where the router has no weight, got {config.router_std}")
         nn.init.normal_(router.weight, std=config.router_std)
-    rest = {name: getattr(config, name) for name in ("activation", "shared_experts", "shared_d_ff", "capacity_factor")}
+    rest = {name: getattr(config, name) for name in ("activation", "shared_d_ff", "capacity_factor")}
     return MoE(config.d_model, config.d_ff, config.num_experts, config.top_k, router=router, **rest)
 
 

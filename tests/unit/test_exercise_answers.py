@@ -13,7 +13,6 @@ from moe_lessons.analysis import effective_width, union_law
 from moe_lessons.exercises.lesson_09 import TRIED_TOKENS, causality_cases
 from moe_lessons.nn import Routing, SigmoidRouter, seeded
 from moe_lessons.nn.dispatch import weight_matrix
-from moe_lessons.nn.families import finer
 
 
 def weights_of(routing, like):
@@ -79,7 +78,7 @@ class InAnotherWay:
         return [len(inbox) for inbox in inboxes], torch.stack(sum(inboxes, []))
 
     def finer_experts(num_experts, top_k, d_ff, times):
-        return *(finer(num_experts, top_k, d_ff, times)[name] for name in ("num_experts", "top_k", "d_ff")), times**0.5
+        return *nn.finer(num_experts, top_k, d_ff, times).values(), times**0.5
 
 
 RIGHT = [

@@ -4,30 +4,26 @@ import pytest
 import torch
 from torch import nn
 
-from moe_lessons.hub import Lens, export_model
+from moe_lessons.hub import Lens
 from moe_lessons.hub.routing_lens import joined
 from moe_lessons.nn import LanguageModel, TransformerConfig, load_balancing_loss, seeded
+from tools.bench_cases import hf_model
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
-hf_families = pytest.importorskip("hf_families")
 
 IDS = torch.randint(3, 100, (2, 8), generator=torch.Generator().manual_seed(0))
-SIZES = TransformerConfig(d_model=32, d_ff=32, num_layers=2)
-
-
-@pytest.fixture(scope="module")
-def mixtral():
-    """2 layers, 2 of 8 experts."""
-    config, kind = hf_families.small("mixtral")
-    config.num_hidden_layers, config.vocab_size, config.pad_token_id = 2, 256, None
-    with seeded(0):
-        return kind(config).eval()
 
 
 @pytest.fixture(scope="module")
 def ours():
     with seeded(0):
-        return LanguageModel(SIZES)
+        return LanguageModel(TransformerConfig(d_model=32, d_ff=32, num_layers=2))
+
+
+@pytest.fixture(scope="module")
+def mixtral(ours):
+    """2 layers, 2 of 8 experts."""
+    return hf_model(ours).eval()
 
 
 def seen(model, *args, **inputs) -> dict:
@@ -56,7 +52,7 @@ def test_of_our_models_it_tells_what_they_return(kind):
 
 
 def test_of_one_model_in_two_forms_it_tells_the_same(ours, device):
-    theirs = seen(export_model(ours).to(device), IDS.to(device))
+    theirs = seen(hf_model(ours).to(device), IDS.to(device))
     for a, b in zip(theirs.values(), seen(ours, IDS).values(), strict=True):
         assert torch.equal(a.topk_indices.cpu(), b.topk_indices)
         torch.testing.assert_close(a.router_probs.cpu(), b.router_probs)
@@ -68,16 +64,32 @@ def sigmoid_share(logits, dim):
 
 
 SCORES = {
-    **dict.fromkeys(("mixtral", "gpt_oss", "phimoe", "gemma4"), torch.softmax),  # Gemma's has probabilities for logits
-    **dict.fromkeys(("deepseek_v3", "minimax_m2"), sigmoid_share),
-    "deepseek_v4": lambda z, dim: nn.functional.normalize(nn.functional.softplus(z).sqrt(), p=1, dim=dim),
+    **dict.fromkeys(("Olmoe", "Qwen3Moe", "GptOss", "Gemma4"), torch.softmax),  # Gemma's has probabilities for logits
+    "DeepseekV3": sigmoid_share,
+    "DeepseekV4": lambda z, dim: nn.functional.normalize(nn.functional.softplus(z).sqrt(), p=1, dim=dim),
 }
+SIZES = {  # of which each configuration takes those that it knows
+    "vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "head_dim": 8,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "num_experts": 8,
+    "num_local_experts": 8, "n_routed_experts": 8, "num_experts_per_tok": 2, "first_k_dense_replace": 0, "n_group": 2,
+    "topk_group": 1, "enable_moe_block": True, "top_k_experts": 2, "num_kv_shared_layers": 0, "pad_token_id": 0,
+    "mlp_layer_types": ["moe", "moe"],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", SCORES)
-def test_probabilities_are_the_routers_own(family):
-    model, inputs = hf_families.runnable(family)
-    for name, routing in seen(model, **inputs).items():
+def test_probabilities_are_the_routers_own_and_the_output_is_the_same(family):
+    kind = getattr(transformers, f"{family}ForCausalLM")
+    known = {name for base in kind.config_class.__mro__ for name in getattr(base, "__annotations__", {})}
+    with seeded(0), torch.no_grad():
+        model = kind(kind.config_class(**{name: size for name, size in SIZES.items() if name in known})).eval()
+        for weight in model.parameters():  # some start at what was in memory
+            nn.init.normal_(weight, std=0.1)
+        with Lens(model) as lens:
+            logits = model(IDS, use_cache=False).logits
+        assert torch.equal(model(IDS, use_cache=False).logits, logits)
+    assert len(lens.routings) == 2
+    for name, routing in lens.routings.items():
         torch.testing.assert_close(routing.router_probs, SCORES[family](routing.router_logits, dim=-1), msg=name)
 
 
@@ -90,14 +102,14 @@ class Adapter(nn.Module):
         return self.base_layer(x, *args, **kwargs)
 
 
-def test_experts_and_routers_with_adapters_are_read_as_without():
-    model, inputs = hf_families.runnable("mixtral")
-    plain = seen(model, **inputs)
+def test_experts_and_routers_with_adapters_are_read_as_without(ours):
+    model = hf_model(ours).eval()
+    plain = seen(model, IDS)
     for block in map(model.get_submodule, plain):
         for name in ("experts", "gate", "router"):
             if hasattr(block, name):
                 setattr(block, name, Adapter(Adapter(getattr(block, name))))
-    for (name, a), (other, b) in zip(plain.items(), seen(model, **inputs).items(), strict=True):
+    for (name, a), (other, b) in zip(plain.items(), seen(model, IDS).items(), strict=True):
         assert name == other and same(a, b)
 
 

@@ -42,7 +42,7 @@ def test_what_cannot_be_sharded_and_whole_experts():
     assert launch(ranks.not_sharded, 4)[0] == [
         "ValueError: num_experts (6) must be a multiple of the number of ranks (4)",
         "ValueError: model must not be sharded yet, got one whose experts are",
-        "ValueError: model must run its experts as MoE does, got a Llama4MoE",
+        "ValueError: model must run its experts as MoE does, got a HalfMoE",
     ]
     with pytest.raises(RuntimeError, match="^shard_experts needs ranks: start it by parallel.launch or torchrun"):
         shard_experts(MoE(4, 4, 4))

@@ -1,4 +1,4 @@
-"""Families as specifications build blocks of the published sizes; dense baselines are as wide as they must be."""
+"""Finer experts do the same work, and dense baselines are as wide as they must be."""
 
 import pytest
 import torch
@@ -7,51 +7,16 @@ from hypothesis import strategies as st
 from live_tools import MyMoE
 from torch import nn
 
-from moe_lessons.analysis import count_parameters, flops_per_token, published_models
-from moe_lessons.nn import ACTIVATIONS, FeedForward, MoE, SigmoidRouter, TopKRouter, dense_baseline, is_moe
-from moe_lessons.nn.families import FAMILIES, finer
+from moe_lessons.analysis import count_parameters, flops_per_token
+from moe_lessons.nn import ACTIVATIONS, FeedForward, MoE, SigmoidRouter, TopKRouter, dense_baseline, finer, is_moe
 from moe_lessons.tasks.plane import PlaneClassifier
-
-PUBLISHED = {
-    "Switch": "Switch-Base-128", "Mixtral": "Mixtral 8x7B", "DeepSeekMoE": "DeepSeekMoE-16B",
-    "Qwen2-MoE": "Qwen1.5-MoE-A2.7B", "OLMoE": "OLMoE-1B-7B", "DeepSeek-V3": "DeepSeek-V3",
-    "Qwen3-MoE": "Qwen3-30B-A3B", "Llama 4": "Llama 4 Scout", "gpt-oss": "gpt-oss-20b",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_builds_a_block_in_small_and_in_its_published_size(name):
-    spec, row = FAMILIES[name], published_models().set_index("name").loc[PUBLISHED[name]]
-    assert (spec["num_experts"], spec["top_k"]) == (row.num_experts, row.top_k)
-    assert spec.get("shared_experts", 0) == row.shared_experts
-    assert row.scores == ("sigmoid" if "router" in spec else "softmax")
-    small = MoE(d_model=8, d_ff=4, **spec)
-    y, routing = small(torch.randn(6, 8))
-    assert y.isfinite().all() and len(routing.expert_idx) + routing.dropped == 6 * row.top_k
-    with torch.device("meta"):
-        real = MoE(d_model=int(row.d_model), d_ff=int(row.d_ff), **spec)
-    count = count_parameters(real)
-    matrices = 2 if spec.get("activation") == "relu" else 3
-    expert = matrices * row.d_model * row.d_ff
-    assert count.active < (row.top_k + row.shared_experts) * expert + (row.num_experts + 2) * row.d_model
-    assert count.total < row.total_params and count.active < row.active_params
-
-
-def test_every_family_of_the_hub_is_here():
-    from moe_lessons import hub
-
-    assert {block.family for block in hub.BLOCKS.values()} == set(FAMILIES) - {"DeepSeekMoE"}
 
 
 @given(st.integers(1, 6), st.data())
 def test_finer_experts_do_the_same_work(top_k, data):
     num_experts = data.draw(st.integers(top_k, 8))
     times, fine = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 4))
-    shared = data.draw(st.integers(0, top_k * times - 1))
-    moes = [
-        MoE(4, **finer(num_experts, top_k, times * fine), norm_topk_prob=False),
-        MoE(4, **finer(num_experts, top_k, times * fine, times, shared), norm_topk_prob=False),
-    ]
+    moes = [MoE(4, **finer(num_experts, top_k, times * fine, cut)) for cut in (1, times)]
     routers = [moe.router.weight.numel() for moe in moes]
     counts = [count_parameters(moe) for moe in moes]
     assert counts[0].total - routers[0] == counts[1].total - routers[1]
@@ -64,7 +29,7 @@ def test_a_router_by_name_class_or_function():
     assert MoE(4, 8, 4, router=SigmoidRouter, bias=True, num_groups=2).router.bias is not None
     made = MoE(4, 8, 4, 2, router=lambda d_model, num_experts, top_k: TopKRouter(d_model, num_experts, top_k)).router
     assert (made.d_model, made.num_experts, made.top_k) == (4, 4, 2)
-    assert MoE(4, 8, 4, shared_experts=2, shared_d_ff=5).shared_expert.d_ff == 21
+    assert MoE(4, 8, 4, shared_d_ff=5).shared_expert.d_ff == 5
     with pytest.raises(TypeError, match="num_grups"):
         MoE(4, 8, 4, router="sigmoid", num_grups=2)
 
