@@ -1,35 +1,22 @@
-"""The smallest laboratories: a collapse, memorised facts, and a text that is cut."""
+"""The smallest laboratories: a collapse, and memorised facts."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import ipywidgets as W
-import numpy as np
-import torch
 from torch import Tensor
 
 from moe_lessons.analysis.collapse import LEARNS, watched_run
-from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, MoE, Routing, seeded, torch_threads
-from moe_lessons.plots.marks import Axis, Panel, Points
+from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, torch_threads
 from moe_lessons.plots.panels.compared import wall
-from moe_lessons.plots.panels.shares import heatmap_panel
-from moe_lessons.support.errors import check_whole
 from moe_lessons.training import PRESETS, Run, facts_runs
 from moe_lessons.training.settings import FACTS_LR
 from moe_lessons.widgets.controls import TIPS
-from moe_lessons.widgets.laboratory import Lab, names_of
-from moe_lessons.widgets.picture import Picture
+from moe_lessons.widgets.laboratory import Lab
 from moe_lessons.widgets.spec import Spec
 
 LEAST = 10  # entries that the baseline knows before the two are compared
 WALLS = tuple(partial(wall, name=name) for name in ("MoE", SAME_ACTIVE, SAME_TOTAL))
-
-TEXT_LENGTH = 13  # tokens of the text of `FutureLab`
-CHOICES: dict[str, dict[str, Any]] = {"top-1": {}, "expert choice": {"router": "expert choice"}}  # of experts
-CHOICES["top-1, capacity in order"] = {"capacity_factor": 1.0}
-CHOICES["top-1, capacity by weight"] = {"capacity_factor": 1.0, "capacity_priority": "weight"}
 
 COLLAPSE_LAB = Spec(
     title="A collapse",
@@ -121,44 +108,3 @@ class FactsLab(Lab):
 def steps_between(num_entries: int) -> int:
     """Say after how many steps all entries are read again."""
     return max(num_entries // 80, 5)
-
-
-class FutureLab(Picture):
-    """Send a text of 13 tokens through four experts, whole and cut after 1 to 13 tokens, and mark what then differs.
-    layers: names of `CHOICES`, the first at first."""
-
-    def __init__(self, *layers: str, cut: int = 6):
-        names = names_of(layers or tuple(CHOICES), "layers", CHOICES)
-        check_whole("cut", cut, 1, TEXT_LENGTH)
-        self.layer = W.Dropdown(options=names, description="Layer", tooltip=TIPS["future"]["layer"])
-        self.cut = W.IntSlider(cut, 1, TEXT_LENGTH, description="Cut after", tooltip=TIPS["future"]["cut"])
-        super().__init__(rows=[W.HBox([self.layer, self.cut]).add_class("moe-bar")])
-        for control in (self.layer, self.cut):
-            control.observe(lambda _: self.show(), "value")
-
-    @torch.no_grad()
-    def _routed(self) -> tuple[Routing, Routing, list[tuple[int, int]]]:
-        """Route the whole text and its beginning; give also (token, expert) of each assignment that only one has."""
-        with seeded(0):
-            moe, x = MoE(8, 16, 4, 1, **CHOICES[self.layer.value]), torch.randn(TEXT_LENGTH, 8)
-        (_, whole), (_, begun) = moe(x), moe(x[: self.cut.value])
-        pairs = ({*zip(r.token_idx.tolist(), r.expert_idx.tolist())} for r in (whole, begun))
-        return whole, begun, sorted(pair for pair in set.symmetric_difference(*pairs) if pair[0] < self.cut.value)
-
-    def panels(self) -> list[Panel]:
-        whole, begun, changed = self._routed()
-        token, expert = np.array(changed, "u1").reshape(-1, 2).T
-        y = Axis(TEXT_LENGTH - 0.5, -0.5, "token", [(t, str(t)) for t in range(TEXT_LENGTH)])
-        crosses = Points(expert, token, np.full(len(token), 2, "u1"), expert)
-        left = replace(heatmap_panel(whole), title="The whole text, ○ taken by the expert", y=y, width=6)
-        right = replace(heatmap_panel(begun), title=f"Its first {self.cut.value} tokens alone, × differs", y=y, width=6)
-        cells = right.marks[0]._replace(z=np.pad(right.marks[0].z, ((0, TEXT_LENGTH - begun.num_tokens), (0, 0))))
-        return [left, replace(right, marks=(cells, *right.marks[1:], crosses))]
-
-    def sentence(self) -> str:
-        changed = ", ".join(sorted({str(token) for token, _ in self._routed()[2]}, key=int))
-        told = f"another choice for token{'s' * (',' in changed)} {changed}" if changed else "all the same"
-        return f"{self.layer.value}: without the tokens from {self.cut.value} on, {told}."
-
-    def __repr__(self) -> str:
-        return f"FutureLab({', '.join(map(repr, self.layer.options))}, cut={self.cut.value})"

@@ -6,9 +6,9 @@ import pytest
 from live_tools import mark, on_a_loop, words
 
 from moe_lessons.nn import SAME_ACTIVE
-from moe_lessons.plots.marks import Bars, Cells, Lamps, Line, Points
+from moe_lessons.plots.marks import Bars, Cells, Lamps, Line
 from moe_lessons.training import facts_runs, train
-from moe_lessons.widgets import CollapseLab, FactsLab, FutureLab, RoutersView
+from moe_lessons.widgets import CollapseLab, FactsLab, RoutersView
 
 
 @on_a_loop
@@ -69,17 +69,3 @@ def test_a_view_of_routers_shows_the_layers_in_shares_of_each_row():
     assert "a: E0, 1.5× for code; b: E0, 3.5× for json" in words(view)
     with pytest.raises(ValueError, match="counts must have for each model a table of each of the same layers, got "):
         RoutersView({"a": {0: table([1, 1], [1, 1])}, "b": {1: table([1, 1], [1, 1])}})
-
-
-def test_a_text_that_is_cut_shows_which_assignments_the_rest_had_changed():
-    lab = FutureLab("top-1", "expert choice", cut=4)
-    assert words(lab).strip() == "top-1: without the tokens from 4 on, all the same."
-    lab.layer.value, lab.cut.value = "expert choice", 6
-    whole, begun, changed = lab._routed()
-    assert (begun.num_tokens, whole.num_tokens) == (6, 13) and changed and max(changed)[0] < 6
-    assert mark(lab, 1, Points, -1).y.tolist() == [token for token, _ in changed]
-    lab.cut.value = 13
-    assert lab.sentence().endswith("all the same.") and repr(lab) == "FutureLab('top-1', 'expert choice', cut=13)"
-    for bad, message in (({"cut": 14}, "cut must be .* got 14"), ({"cut": 0}, "cut must be .* got 0")):
-        with pytest.raises(ValueError, match=message):
-            FutureLab(**bad)

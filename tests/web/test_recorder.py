@@ -20,7 +20,7 @@ TRAINS = {
 }
 H200 = "model=Mixtral+8x7B&num_experts=8&top_k=2&machine=NVIDIA+H200+SXM&weights=bfloat16&context_length=1024&task="
 MAPS = {"04-SpeedupMap-2": f"{H200}none", "12-SpeedupMap": f"{H200}source"}
-STILL = ("ConfigCalculator", "ParameterMap", "StreamView", "FutureLab", "SpeedupMap")
+STILL = ("ConfigCalculator", "ParameterMap", "StreamView", "SpeedupMap")
 
 
 def decode(path: Path) -> tuple[dict, list[recorder.Shown]]:
