@@ -101,7 +101,7 @@ def share_bars(rows: Mapping[str, Mapping[str, int]]) -> Axes:
 
 def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machine: pd.Series, batch: int = 1) -> Table:
     """Say what each model costs in weights of this type on a row of `roofline.machines`, while it decodes `batch`
-    sequences of `context` tokens together. No row says what fits where memory_bytes is NaN, for not known."""
+    sequences of `context` tokens together."""
     fits, of = f"fits into {size_words(machine.memory_bytes)}", "1 sequence" if batch == 1 else f"{batch:,} sequences"
     columns = []
     for m in models.values():
@@ -118,7 +118,7 @@ def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machi
             "weights loaded per step": size_words(WEIGHT_BYTES[dtype] * m.read(batch)),
             f"tokens/s at batch size {batch:,}": _three_digits(there["tokens_per_second"]),
         }
-        columns.append({name: text for name, text in column.items() if "fit" not in name or machine.memory_bytes > 0})
+        columns.append(column)
     cells = [[column[name] for column in columns] for name in columns[0]]
     return Table(tuple(models), tuple(columns[0]), cells, model_inks(models))
 

@@ -1,8 +1,6 @@
-"""Live views, laboratories, calculators. Read `spec`, `picture`, `loop`, `live`,
-`laboratory`, then `playground`."""
+"""Live views, laboratories. Read `spec`, `picture`, `loop`, `live`, `laboratory`, then `playground`."""
 
 from moe_lessons.widgets.balancing_lab import BalancingLab
-from moe_lessons.widgets.calculators import CostCalculator
 from moe_lessons.widgets.kernel import prepare_kernel
 from moe_lessons.widgets.laboratory import Lab
 from moe_lessons.widgets.live import LiveRun
@@ -11,7 +9,7 @@ from moe_lessons.widgets.picture import Picture, draw_block
 from moe_lessons.widgets.playground import Playground
 from moe_lessons.widgets.recording import RoutersView, StreamView
 from moe_lessons.widgets.routing_lab import RoutingLab
-from moe_lessons.widgets.small_labs import CollapseLab, FactsLab, FutureLab
+from moe_lessons.widgets.small_labs import CollapseLab, FactsLab
 from moe_lessons.widgets.speedup_map import SpeedupMap
 
 prepare_kernel()

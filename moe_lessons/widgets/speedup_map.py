@@ -6,6 +6,7 @@ from typing import Any
 
 import ipywidgets as W
 import numpy as np
+import pandas as pd
 
 from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
 from moe_lessons.analysis.inference import Machine, union_law
@@ -17,6 +18,7 @@ from moe_lessons.analysis.roofline import (
     WEIGHT_BYTES,
     ModelSizes,
     machine_for,
+    machines,
     on_machine,
     part_costs,
     part_seconds,
@@ -29,13 +31,13 @@ from moe_lessons.plots.marks import Panel, Points, Rule, Table
 from moe_lessons.plots.speeds import LAST, speedup_panel
 from moe_lessons.plots.theme import short_number
 from moe_lessons.support.errors import check_choice, check_number, check_positive_int, check_whole, is_number, is_whole
-from moe_lessons.widgets.calculators import OWN, machine_rows
 from moe_lessons.widgets.controls import control, move
 from moe_lessons.widgets.picture import Picture
 
 ROWS = 4 * LAST + 1  # batch sizes that are drawn: four for each doubling
 EXPERT_STOPS = (2, 4, 8, 16, 32, 64, 128, 256)
 TASKS = (*QUALITY_TASKS, "none")
+OWN = "this machine"
 SETTINGS = ("num_experts", "top_k", "machine", "weights", "context_length", "task")
 Costs = dict[str, tuple[float, float]]  # bytes and FLOPs of each part
 
@@ -296,3 +298,13 @@ def readings(costs: Costs, machine: Machine, size: tuple[int, int]) -> Iterator[
 
 def say_seconds(value: float) -> str:
     return f"{1000 * value:.3g} ms" if value >= 1e-4 else f"{1e6 * value:.3g} µs"
+
+
+def machine_rows(machine: str | Machine) -> tuple[pd.DataFrame, Machine | None, str]:
+    """Give the `machines()`, with a first row for a measured one, of whose memory nothing is known; that machine, or
+    None; and the name that is chosen."""
+    if not isinstance(machine, Machine):
+        return machines(), None, machine
+    row = {"memory_bytes": float("nan"), "bytes_per_second": machine.bytes_per_second}
+    row |= {"bf16_flops_per_second": machine.flops_per_second, "fp8_flops_per_second": 0.0}
+    return pd.concat([pd.DataFrame(row, [OWN]), machines()]), machine, OWN

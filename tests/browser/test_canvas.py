@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
+from moe_lessons.hub import ConfigCalculator
 from moe_lessons.nn import MoE, seeded
 from moe_lessons.plots.marks import Bars, Panel
 from moe_lessons.plots.panels.block import COLUMNS, HEIGHT, LOGITS, ORDER, RIGHT, STRIP, WIDTH, as_digits
@@ -21,7 +22,6 @@ from moe_lessons.training import REMEDIES, Run
 from moe_lessons.widgets import (
     BalancingLab,
     CollapseLab,
-    CostCalculator,
     FactsLab,
     LiveRun,
     Picture,
@@ -122,7 +122,7 @@ def seen(see):
     labs += [CollapseLab(), FactsLab(num_entries=250)]
     for lab, steps in zip(labs, (60, 10, 5, 30, 2)):
         lab.advance(steps)
-    return see(*labs, CostCalculator(), SpeedupMap())
+    return see(*labs, ConfigCalculator(), SpeedupMap())
 
 
 @pytest.fixture

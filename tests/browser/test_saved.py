@@ -12,12 +12,12 @@ from playwright.sync_api import expect
 NAME, LINE = "saved.ipynb", "To go on, choose Run > Run All Above Selected Cell, then run this one."
 STATE = "application/vnd.jupyter.widget-state+json"
 CELLS = (
-    "from moe_lessons.course import *\nfrom moe_lessons.widgets import *",
+    "from moe_lessons.course import *\nfrom moe_lessons.hub import ConfigCalculator\nfrom moe_lessons.widgets import *",
     "Playground('collapse', play=30, panels=('territory', 'load', 'film', 'cost'))",
     "left = Prediction('How many experts are left?', ('all', 'some'), key='07.left')\nleft",
     "CurvePrediction('How does it fall?', ('experts', 1, 64), ('loss', 0, 4))",
     "Quiz('07')",
-    "CostCalculator()",
+    "ConfigCalculator()",
     "Interview()",
     "left.compare('some')",
     "from moe_lessons.exercises import masked_weights\nmasked_weights.check()",

@@ -10,8 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape, count_parameters, published_models
 from moe_lessons.analysis.roofline import machines, published_sizes
 from moe_lessons.exercises import card_design
+from moe_lessons.hub import ConfigCalculator
 from moe_lessons.nn import MoE, dense_baseline
-from moe_lessons.widgets import CostCalculator, ParameterMap
+from moe_lessons.widgets import ParameterMap
 
 MIXTRAL = MODEL_SHAPES["Mixtral 8x7B"]
 MISTRAL = MODEL_SHAPES["Mistral 7B (dense)"]
@@ -129,7 +130,7 @@ def test_the_cache_is_the_same():
 def test_calculator_two_tries():
     num_experts, top_k, d_ff = card_design.answer()
     start = TransformerShape(32000, 2048, 24, 16, 4, 128, d_ff, num_experts, top_k)
-    calculator = CostCalculator(start, context_length=32768, machine="NVIDIA RTX 4090")
+    calculator = ConfigCalculator(start, context_length=32768, machine="NVIDIA RTX 4090")
     assert machines().memory_bytes["NVIDIA RTX 4090"] == 24e9
     assert rows_of(calculator, "fits into 24").split()[0] == "yes"
     before = numbers_of(calculator)
@@ -158,13 +159,13 @@ def test_attention_is_over_half(design):
     assert shape.flops_per_token(32768) > 2 * shape.flops_per_token()
 
 
-def numbers_of(calculator: CostCalculator) -> dict[str, float]:
+def numbers_of(calculator: ConfigCalculator) -> dict[str, float]:
     """The first column: the model, in billions."""
     rows = ("total parameters", "active parameters", "FLOPs per token", "weights in", "weights loaded")
     return {row: float(rows_of(calculator, row).split()[0]) for row in rows}
 
 
-def rows_of(calculator: CostCalculator, name: str) -> str:
+def rows_of(calculator: ConfigCalculator, name: str) -> str:
     """The cells of a row of the table: the model, its baselines."""
     table = calculator.table()
     (cells,) = [cells for row, cells in zip(table.rows, table.cells) if row.startswith(name)]
