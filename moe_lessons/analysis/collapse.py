@@ -36,8 +36,6 @@ class WatchedRun(Run):
     """A `Run` of a `PlaneClassifier` that keeps, for each step, the norm of the gradient of each expert's weights (E,)
     in `expert_gradients`."""
 
-    has_checkpoints = False
-
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._norms: list[np.ndarray] = []  # one more than records after a step that was taken back

@@ -1,8 +1,7 @@
-"""Training: a run and its knobs, settings in the plane and of facts, seeds side by side, checkpoints."""
+"""Training: a run and its knobs, settings in the plane and of facts, seeds side by side."""
 
 from moe_lessons.training.bands import SeedBand
 from moe_lessons.training.bars import bar, train
-from moe_lessons.training.checkpoints import load_checkpoint, save_checkpoint
 from moe_lessons.training.record import DEAD_SHARE, Record, dead_experts, is_dead, load_share
 from moe_lessons.training.run import Run, TrainingDiverged, step_together
 from moe_lessons.training.settings import (

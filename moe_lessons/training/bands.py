@@ -36,8 +36,6 @@ class SeedBand(Run):
     """S plane classifiers of one setting as one batched model, with the numbers of `plane_runs(setting, seed)
     ["MoE"]` for each of `seeds`, but that noise is drawn for all together."""
 
-    has_checkpoints = False
-
     def __init__(self, setting: PlaneSetting, seeds: Iterable[int] = range(5), device: str | torch.device = "cpu"):
         self.setting, self.seeds = setting, [check_seed(seed) for seed in seeds]
         if not self.seeds:

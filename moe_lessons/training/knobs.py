@@ -1,4 +1,4 @@
-"""The table of knobs: what may change between two steps of a run. Sliders, settings, runs, checkpoints and the page
+"""The table of knobs: what may change between two steps of a run. Sliders, settings, runs, their states and the page
 read it, and nothing else says what a knob is."""
 
 import functools

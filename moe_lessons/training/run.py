@@ -16,9 +16,9 @@ from moe_lessons.nn import Routing, is_moe
 from moe_lessons.nn.seeding import evaluating, torch_threads
 from moe_lessons.support.errors import check_count, check_number, check_positive_int, check_seed
 from moe_lessons.support.interrupts import held_back
-from moe_lessons.training.checkpoints import check_state, configuration
 from moe_lessons.training.knobs import KNOBS, Knobs
 from moe_lessons.training.record import Record, gathered, is_dead, load_share, scored_mean, table, token_losses
+from moe_lessons.training.state import check_state, configuration
 
 HELD_OUT, NOISE = 1_000_003, 2_000_003  # parts of their seeds: neither has the random numbers of the data
 
@@ -70,8 +70,6 @@ class Run:
     >>> run.step().step, run.step().step
     (1, 2)
     """
-
-    has_checkpoints = True  # whether `state_dict` has all that it needs to go on
 
     def __init__(
         self,
@@ -264,9 +262,10 @@ class Run:
         return table(self.records)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give all that it needs to go on: tensors and plain values, and the configuration that they are of."""
-        if not self.has_checkpoints:
-            raise ValueError(f"run must be a Run that a checkpoint can hold, got {type(self).__name__}")
+        """Give all that it needs to go on: tensors and plain values, and the configuration that they are of. The
+        tensors are those of the run, and change with it; `torch.save` writes them to a file as they are."""
+        if type(self) is not Run:  # a subclass may keep more
+            raise ValueError(f"run must be a Run itself to give its state, got a {type(self).__name__}")
         tensors = {f"model.{name}": weight for name, weight in self.model.named_parameters()}
         tensors |= {f"model.{name}": buffer for name, buffer in self.model.named_buffers()}
         for name, p in self.model.named_parameters():

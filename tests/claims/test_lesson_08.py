@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import cache
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -21,10 +20,8 @@ from moe_lessons.training import (
     PlaneSetting,
     Run,
     SeedBand,
-    load_checkpoint,
     plane_model,
     remedy_setting,
-    save_checkpoint,
     train,
 )
 
@@ -275,13 +272,12 @@ def on_text(seed: int) -> dict[str, Run]:
         "sigmoid": {"bias update": {"expert_bias_rate": 0.01}},
     }.items():
         runs[router] = on(language_run(text, router, seed), 40)
-        with TemporaryDirectory() as folder:
-            save_checkpoint(runs[router], f"{folder}/collapsed.pt")
-            for name, values in knobs.items():
-                runs[name] = load_checkpoint(language_run(text, router, seed), f"{folder}/collapsed.pt")
-                for knob, value in values.items():
-                    setattr(runs[name].knobs, knob, value)
-                on(runs[name], 40)
+        for name, values in knobs.items():
+            runs[name] = language_run(text, router, seed)
+            runs[name].load_state_dict(runs[router].state_dict())
+            for knob, value in values.items():
+                setattr(runs[name].knobs, knob, value)
+            on(runs[name], 40)
     return runs
 
 

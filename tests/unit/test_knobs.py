@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from moe_lessons.nn import MoE, TopKRouter, seeded
 from moe_lessons.tasks import PlaneClassifier, PlaneTask
-from moe_lessons.training import PlaneSetting, Run, load_checkpoint, plane_model, save_checkpoint
+from moe_lessons.training import PlaneSetting, Run, plane_model
 from moe_lessons.training.knobs import KNOBS, Knob, Knobs, idle_with
 from moe_lessons.widgets import BalancingLab, Playground, RoutingLab
 
@@ -45,7 +45,7 @@ def surprise(routing):
     return -routing.router_probs.square().sum(dim=-1).mean()
 
 
-def test_a_new_loss_is_a_row_and_is_in_history_and_in_checkpoints(monkeypatch, tmp_path):
+def test_a_new_loss_is_a_row_and_is_in_history_and_in_states(monkeypatch):
     made = [plane_model(PlaneSetting()) for _ in range(3)]
     monkeypatch.setitem(KNOBS, "confidence", Knob(name="confidence", label="Confidence", loss=surprise))
     plain, run, later = (Run(*each) for each in made)
@@ -53,13 +53,13 @@ def test_a_new_loss_is_a_row_and_is_in_history_and_in_checkpoints(monkeypatch, t
     first, other = (each.step() for each in (run, plain))
     assert first.auxiliary == other.auxiliary and first.auxiliary["surprise"] < 0
     assert run.step().loss != plain.step().loss
-    save_checkpoint(run, tmp_path / "run.pt")
-    load_checkpoint(later, tmp_path / "run.pt")
+    later.load_state_dict(run.state_dict())
     assert later.history.surprise.tolist() == run.history.surprise.tolist() and later.knobs.confidence == 1
     assert later.step().auxiliary == run.step().auxiliary
+    state = run.state_dict()
     monkeypatch.delitem(KNOBS, "confidence")
-    with refused(".* must be of a run with run.knobs .*, got .*, confidence"):
-        load_checkpoint(plain, tmp_path / "run.pt")
+    with refused("state must be of a run with run.knobs .*, got .*, confidence"):
+        plain.load_state_dict(state)
 
 
 class WarmRouter(TopKRouter):
@@ -69,7 +69,7 @@ class WarmRouter(TopKRouter):
         return super().choose(logits / self.temperature)
 
 
-def test_a_router_of_ones_own_has_a_knob_of_its_own_which_is_a_row(monkeypatch, tmp_path):
+def test_a_router_of_ones_own_has_a_knob_of_its_own_which_is_a_row(monkeypatch):
     without = plane_model(PlaneSetting())[0]
     row = {"off": 1.0, "attribute": True, "needs": lambda module: hasattr(module, "temperature"), "idle": "it is cold"}
     monkeypatch.setitem(KNOBS, "temperature", Knob(name="temperature", label="Temperature", is_above=True, **row))
@@ -81,8 +81,7 @@ def test_a_router_of_ones_own_has_a_knob_of_its_own_which_is_a_row(monkeypatch, 
     expected = F.cross_entropy(run.model(x)[0], y).item()
     run.model.block.router.temperature, run.knobs.temperature = 1.0, 4.0
     assert run.step().loss == pytest.approx(expected)
-    save_checkpoint(run, tmp_path / "run.pt")
-    load_checkpoint(later, tmp_path / "run.pt")
+    later.load_state_dict(run.state_dict())
     assert later.knobs.temperature == later.model.block.router.temperature == 4
     assert later.step().loss == run.step().loss
     with refused("temperature must be 1.0 here, since it is cold, got 2.0"):
