@@ -13,9 +13,8 @@ import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
-from moe_lessons.course.lessons import LESSONS
 from moe_lessons.nn import DISPATCH, SAME_ACTIVE, SAME_TOTAL, TransformerConfig
-from tools import bench, pictures, render, slides
+from tools import bench, pictures, render
 from tools import bench_cases as cases
 from tools.bench_cases import AUTO, FORWARD, OURS, Case, LayerSizes
 from tools.checks import checks_after
@@ -139,12 +138,6 @@ def test_what_was_measured_is_listed_with_its_test(measure):
     page = measure.page({"healthy-keeps-every-expert": ("test_lesson_00.py", "test_it", found)})
     assert "[test_lesson_00.py](../tests/claims/test_lesson_00.py): `test_it`\n\n- `x` 2 > 1; margin 1\n" in page
     assert page.count("\n### ") == 1 and page.count("\n- ") == 1
-
-
-def test_each_lesson_has_one_figure_for_a_slide(tmp_path):
-    slides.main(str(tmp_path))
-    assert sorted(path.stem for path in tmp_path.iterdir()) == [lesson.number for lesson in LESSONS]
-    assert all(Image.open(path).width >= 400 for path in tmp_path.iterdir())
 
 
 def lesson(path, *cells):
