@@ -94,17 +94,16 @@ def compare(solution, answer, *case, what=("it",), mistakes=(), **options) -> st
 @pytest.mark.parametrize(
     "given, said",
     [
-        (torch.ones(3, 2), "it must be of shape (2, 3), not of shape (3, 2)."),
-        (1.0, "it must be of shape (2, 3), not one number."),
-        (torch.tensor([[1, 1, 1], [1, 1, 1.25]]), "1 of 6 numbers differ, most for token 1 and expert 2: 1 is right, "
-         "yours is 1.25, off by 0.25."),
-        (torch.tensor([[1, torch.nan, 1], [1, 1, 2]]), "most for token 0 and expert 1: 1 is right, yours is nan."),
-        ([[1.0, 2.0, None]] * 2, "it must be numbers, not [[1.0, 2.0, None], [1.0, 2.0, None]]."),
+        (torch.ones(3, 2), ["(2, 3)", "(3, 2)"]),
+        (1.0, ["(2, 3)", "one number"]),
+        (torch.tensor([[1, 1, 1], [1, 1, 1.25]]), ["1 of 6", "token 1", "expert 2", "1.25", "0.25"]),
+        (torch.tensor([[1, torch.nan, 1], [1, 1, 2]]), ["token 0", "expert 1", "nan"]),
+        ([[1.0, 2.0, None]] * 2, ["numbers", "[[1.0, 2.0, None], [1.0, 2.0, None]]"]),
     ],
-)  # fmt: skip
+)
 def test_what_differs_is_said(given, said):
     message = compare(lambda n: torch.ones(2, n), lambda n: given, 3, axes=("token", "expert"))
-    assert message.startswith("With n = 3, it") and said in message
+    assert message.startswith("With n = 3, it") and all(part in message for part in said)
 
 
 @pytest.mark.parametrize("as_kind", [torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.half, list])
@@ -112,27 +111,20 @@ def test_a_right_answer_may_be_of_another_kind(as_kind):
     assert compare(lambda n: torch.ones(2, n), lambda n: as_kind(torch.ones(2, n)), 3) == "All 1 cases agree."
 
 
-def test_what_agrees_and_what_does_not():
+def test_what_agrees_and_what_does_not_also_part_by_part():
     assert "agree" in compare(lambda: 1.0, lambda: 1.000001) and "1.01" in compare(lambda: 1.0, lambda: 1.01)
-    assert "it is 1,000,000, yours is 1,000,001." in compare(lambda: 1_000_000, lambda: 1_000_001)
+    assert "1,000,001" in compare(lambda: 1_000_000, lambda: 1_000_001)
     assert "agree" in compare(lambda: float("nan"), lambda: torch.nan)
     assert "yours is 7" in compare(lambda x: 1, lambda x: 7, 0, mistakes=[(lambda x: 1 / x, "Divide.")])
-
-
-def test_a_pair_is_compared_part_by_part():
-    for given, said in (
-        ((1, 2, 3), "return 2 values (first, second), not (1, 2, 3)."),
-        (torch.tensor([1, 3]), "second is 2, yours is 3."),
-        (np.array([1, 2]), "agree"),
-    ):
+    pairs = ((1, 2, 3), "2 values"), (torch.tensor([1, 3]), "second is 2, yours is 3"), (np.array([1, 2]), "agree")
+    for given, said in pairs:
         assert said in compare(lambda: (1, 2), lambda given=given: given, what=("first", "second"))
 
 
 def test_in_a_notebook_a_result_has_buttons_and_on_a_static_page_its_words(monkeypatch):
     exercise = exercises.finer_experts
     check = exercise.check(lambda *sizes: ["<b>"])
-    assert "✘ Not yet." in check._repr_html_() and "<b>," not in check._repr_html_()
-    assert check._repr_mimebundle_() == {}
+    assert "✘" in check._repr_html_() and "<b>," not in check._repr_html_() and check._repr_mimebundle_() == {}
     monkeypatch.setattr(limits, "in_notebook", lambda: True)
     monkeypatch.delenv("MOE_LESSONS_STATIC", raising=False)
     data, made = check._repr_mimebundle_(), []
@@ -142,7 +134,5 @@ def test_in_a_notebook_a_result_has_buttons_and_on_a_static_page_its_words(monke
     for button in (hint, hint, hint, hint, solution):
         button.click()
         made.append(below.outputs[0]["data"]["text/markdown"])
-    assert words.value == check._repr_html_() and len(below.outputs) == 1
-    first, _, third, last, shown = made
-    assert first.startswith("Hint 1 of 3") and third.startswith("Hint 3 of 3") and last == third
-    assert "def my_finer_experts" in shown
+    assert words.value == check._repr_html_() and len(set(made[:3])) == 3 and made[3] == made[2]
+    assert "def my_finer_experts" in made[4]

@@ -13,7 +13,7 @@ from torch import nn
 from moe_lessons.analysis import busy, count_parameters, inference, timing
 from moe_lessons.analysis.inference import Machine, bytes_per_step, decode_speed, distinct_experts, union_law
 from moe_lessons.analysis.step_parts import PARTS, ROUTING, Stopwatch, step_parts, watched
-from moe_lessons.analysis.timing import Ratio, finish, milliseconds, moved, paired_ratio
+from moe_lessons.analysis.timing import finish, milliseconds, moved
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, seeded, torch_threads
 
 CONFIG = TransformerConfig(d_model=16, num_layers=2, d_ff=16, num_experts=8, top_k=2, max_positions=32)
@@ -124,14 +124,6 @@ def test_bad_input(changes, sizes, message):
         distinct_experts(model_of(**changes), torch.zeros(4, 3, dtype=torch.long), sizes)
 
 
-def test_the_two_take_turns_and_the_ratio_is_the_median_over_pairs():
-    calls = []
-    paired_ratio(lambda: calls.append("a"), lambda: calls.append("b"), repeats=3)
-    assert calls == ["a", "b"] * (timing.WARM_UP + 3)
-    ratio = Ratio.of([2, 4, 60, 4, 3], [1, 2, 20, 1, 1])  # 2, 2, 3, 4, 3
-    assert ratio == Ratio(median=3, low=2, high=3)
-
-
 def test_milliseconds_wait_for_a_gpu_and_are_of_one_thread_or_of_the_clock_on_the_wall(monkeypatch):
     order, ticks = [], iter([1.0, 1.25])
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
@@ -149,9 +141,6 @@ def test_milliseconds_wait_for_a_gpu_and_are_of_one_thread_or_of_the_clock_on_th
             assert milliseconds(lambda: None, "cpu") == expected
 
 
-SAID = "of this machine: do not trust these times."
-
-
 @pytest.mark.parametrize("where", ["a terminal", "a notebook", "a notebook that is rendered"])
 def test_beside_busy_programs_it_is_said_once_and_in_no_output_that_is_compared(where, monkeypatch, capsys):
     shown, updates = [], []
@@ -163,9 +152,8 @@ def test_beside_busy_programs_it_is_said_once_and_in_no_output_that_is_compared(
     with busy.watching_others():
         decode_speed({"model": model_of()}, (1,), repeats=1)
         time.sleep(busy.SHORT)
-    assert capsys.readouterr().err.count(SAID) == (where == "a terminal")
+    assert capsys.readouterr().err.count("do not trust") == (where == "a terminal")
     assert (shown, len(updates)) == (([{}], 1) if where == "a notebook" else ([], 0))
-    assert all(SAID in data["text/plain"] for data in updates)
 
 
 def test_models_are_measured_where_they_are_or_on_another_device_as_copies():

@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 import nbformat
@@ -44,7 +45,7 @@ def test_the_example_in_the_readme_runs():
 
 
 def test_every_term_of_the_glossary_has_an_anchor_of_its_own():
-    assert len(ANCHORS) == len(set(ANCHORS)) > 70
+    assert ANCHORS and len(ANCHORS) == len(set(ANCHORS))
     assert re.findall(r"\n\n(\*\*[^*]+\*\*)", GLOSSARY) == []  # a term without one
 
 
@@ -58,22 +59,17 @@ def test_each_lesson_links_its_terms_to_the_glossary(lesson):
 
 def test_the_documents_have_the_lessons_and_the_address_as_they_are():
     assert list(tables.stale()) == [], "python -m tools.tables writes them anew"
-    for name, row in tables.ROWS.items():
-        assert all(row(lesson) in (ROOT / name).read_text(encoding="utf-8") for lesson in LESSONS)
 
 
 def test_a_missing_data_file_lists_what_there_is_and_a_method_is_shown_without_the_indent_of_its_class():
     with pytest.raises(FileNotFoundError, match=r"no data file 'models.csv' in .*; there are: .*README.md"):
         data_path("models.csv")
     source = show_source(MoE.forward)
-    lines = source.splitlines()
-    assert lines[0].startswith("def forward(self, x") and lines[1].startswith("    ")
-    assert [line.strip() for line in lines] == [line.strip() for line in inspect.getsource(MoE.forward).splitlines()]
-    assert repr(source) == str(source)
+    assert str(source) == repr(source) == textwrap.dedent(inspect.getsource(MoE.forward)).rstrip()
     assert source._repr_markdown_() == f"```python\n{source}\n```"
 
 
-PACKAGE = Path(__file__).resolve().parents[2] / "moe_lessons"
+PACKAGE = ROOT / "moe_lessons"
 # Each may import those before it.
 LAYERS = ["nn", "tasks", "training", "analysis", "plots", "widgets"]
 BESIDE = {"course", "exercises", "hub", "parallel", "commands"}  # use what they need; nothing imports them
@@ -106,10 +102,6 @@ def test_imports_point_downwards(path):
     if path.parts[0] == "nn":
         outside = {name.split(".")[0] for name in names} - {"moe_lessons", "torch"} - set(sys.stdlib_module_names)
         assert not outside, f"moe_lessons/{path} imports {', '.join(sorted(outside))} beside torch"
-
-
-def test_every_part_was_found_and_nothing_else():
-    assert {path.parts[0] for path in MODULES} == {*LAYERS, *BESIDE, "support", "__init__.py", "__main__.py"}
 
 
 try:

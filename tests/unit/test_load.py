@@ -60,21 +60,17 @@ def test_an_expert_is_dead_by_shares_exactly_where_it_is_by_tokens(num_tokens, t
         assert load_statistics(load, top_k).dead == expected
 
 
-UNDER, EVEN = "under 1 % of the tokens. The busiest, E3, has", "times the uniform load."
-DROPPED = "of the assignments are dropped: their experts are full."
-
-
 @pytest.mark.parametrize(
-    "load, options, sentence",
+    "load, options, said",
     [
-        ([1] * 8, {}, "All 8 experts receive tokens; the load is about uniform."),
-        ([1, 1, 2, 1, 1, 1, 1, 1], {}, f"All 8 experts receive tokens; the busiest, E2, has 1.8 {EVEN}"),
-        ([0, 1, 0, 3, 0, 1, 1, 1], {"top_k": 2}, f"3 of 8 experts are dead: they receive {UNDER} 3.4 {EVEN}"),
-        ([1], {"dropped_share": 0.9}, f"Every token asks for its one expert: this mixture is dense. 90.0 % {DROPPED}"),
+        ([1] * 8, {}, ["All 8 experts", "uniform"]),
+        ([1, 1, 2, 1, 1, 1, 1, 1], {}, ["All 8 experts", "E2", "1.8 times"]),
+        ([0, 1, 0, 3, 0, 1, 1, 1], {"top_k": 2}, ["3 of 8 experts are dead", "E3", "3.4 times"]),
+        ([1], {"dropped_share": 0.9}, ["dense", "90.0 %"]),
     ],
 )
-def test_what_a_load_shows_in_words(load, options, sentence):
-    assert describe_load(load, **options) == sentence
+def test_what_a_load_shows_in_words(load, options, said):
+    assert all(part in describe_load(load, **options) for part in said)
 
 
 def test_layers_are_not_pooled():
@@ -160,12 +156,9 @@ def test_practice_changes_one_expert_and_makes_it_better_and_alike_makes_all_the
     before = loss_with_one_expert(run, 2)
     practise(run, 2, steps=40)
     assert loss_with_one_expert(run, 2) < before - 0.1
-    experts = {name for name, _ in run.model.named_parameters() if ".experts." in name}
-    assert len(experts) == 2
     for name, old in untouched.model.named_parameters():
-        new = run.model.get_parameter(name)
-        same = [torch.equal(a, b) for a, b in zip(old, new, strict=True)]
-        assert same == [name not in experts or row != 2 for row in range(len(old))]
+        same = [torch.equal(a, b) for a, b in zip(old, run.model.get_parameter(name), strict=True)]
+        assert same == [".experts." not in name or row != 2 for row in range(len(old))]
     assert not run.records and run.expert_gradients == []
     x, _ = run.draw(4, run.generators)
     assert torch.equal(x, untouched.draw(4, untouched.generators)[0])  # the data to come are as they were

@@ -68,12 +68,10 @@ def test_it_learns_reports_and_writes_the_same_from_the_same_seed(text, capsys):
     assert [int(step) for step, *_ in steps] == [1, 10, 20, 30, 40, 50, 60]
     (loss, held_out), (last, last_held_out) = (map(float, steps[place][1:3]) for place in (0, -1))
     assert last < 0.7 * loss and last_held_out < 0.7 * held_out
-    assert all(float(rate.replace(",", "")) > 0 for _, _, _, rate, *_ in steps)
     busiest = [float(times) for times in steps[-1][4:]]
     assert len(busiest) == 2 and all(1 <= times <= 4 for times in busiest)
     written = ["\n".join(each[9:]) for each in (first, second, other)]
-    assert written[0] == written[1] != written[2]
-    assert written[0].strip().startswith("The ") and len(written[0]) > 30
+    assert written[0] == written[1] != written[2] and written[0].strip().startswith("The ")
 
 
 def test_the_auxiliary_loss_evens_the_load(text, capsys):
@@ -92,34 +90,27 @@ def test_its_own_text_is_long_and_has_no_paragraph_twice():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    "arguments",
     [
-        (["--experts", "4", "--top-k", "5"], "--top-k must be at most --experts (4), got 5"),
-        (["--top-k", "0"], "argument --top-k: must be a whole number of at least 1, got 0"),
-        (["--steps", "0"], "argument --steps: must be a whole number of at least 1, got 0"),
-        (["--steps", "1.5"], "argument --steps: must be a whole number of at least 1, got 1.5"),
-        (["--d-model", "20", "--heads", "4"], "--d-model must be a multiple of 2 · --heads (8), got 20"),
-        (["--lr", "0"], "--lr must be above 0 and --aux-loss at least 0, got 0.0 and 0.01"),
-        (["--lr", "nan"], "--lr must be above 0 and --aux-loss at least 0, got nan and 0.01"),
-        (["--aux-loss", "-1"], "--lr must be above 0 and --aux-loss at least 0, got 0.003 and -1.0"),
-        (["--seed", "-1"], "--seed must be between 0 and 2^63 - 1, got -1"),
-        (["--device", "cuda:99"], "--device must be one that this machine and its torch have, got cuda:99"),
-        (["--device", "meta"], "--device must be one that this machine and its torch have, got meta"),
-        (["--device", "toaster"], "--device must be one that this machine and its torch have, got toaster"),
-        (["--context", "190"], "FILE must have 1910 bytes or more for its --context, got 1900"),
-        (["nowhere.txt"], "FILE must be a file that can be read, got nowhere.txt (No such file or directory)"),
-        (["."], "FILE must be a file that can be read, got . (Is a directory)"),
+        "--top-k 5 --experts 4", "--top-k 0", "--steps 0", "--steps 1.5", "--d-model 20 --heads 4",
+        "--lr 0", "--lr nan", "--aux-loss -1", "--seed -1", "--device cuda:99", "--device meta", "--device toaster",
+        "nowhere.txt", ".",
     ],
-)
-def test_it_refuses_in_one_sentence_what_it_cannot_use(arguments, sentence, tmp_path, capsys):
-    short = tmp_path / "short.txt"
-    short.write_bytes(b"x" * 1900)
-    file = [] if arguments[0][0] in "n." else [str(short)]
+)  # fmt: skip
+def test_it_refuses_in_one_sentence_what_it_cannot_use(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
-        nano_moe.main([*file, *arguments])
-    assert ended.value.code == 2
+        nano_moe.main(arguments.split())
     out, errors = capsys.readouterr()
-    assert out == "" and errors.splitlines()[-1].partition("error: ")[2] == sentence
+    name, value, *_ = arguments.split() if arguments.startswith("--") else ("FILE", arguments)
+    said = errors.splitlines()[-1]
+    assert ended.value.code == 2 and out == "" and name in said and value in said.partition("got ")[2]
+
+
+def test_a_text_that_is_too_short_is_refused(tmp_path, capsys):
+    (tmp_path / "text").write_bytes(b"x" * 1900)
+    with pytest.raises(SystemExit):
+        nano_moe.main([str(tmp_path / "text"), "--context", "190"])
+    assert capsys.readouterr().err.endswith("FILE must have 1910 bytes or more for its --context, got 1900\n")
 
 
 def test_the_shortest_text_that_it_takes_is_enough(tmp_path, capsys):

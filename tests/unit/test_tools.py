@@ -1,8 +1,6 @@
 """What a maintainer runs: rendering, pictures, the benchmark at tiny sizes, and the page of claims."""
 
 import importlib.util
-import os
-import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -41,36 +39,21 @@ def test_it_stores_the_static_form_and_a_second_time_changes_nothing(tmp_path, m
     _, printing, plotting = notebook.cells
     assert printing.outputs[0].text.split() == ["1", sys.executable, str(tmp_path)]
     assert "image/png" in plotting.outputs[0].data
-    assert notebook.metadata.keys() == {"kernelspec", "language_info"}
-    assert notebook.metadata.language_info == {"name": "python"} and not any(cell.metadata for cell in notebook.cells)
+    assert notebook.metadata.keys() == {"kernelspec", "language_info"} and not any(c.metadata for c in notebook.cells)
     render.render(path, busy=True)
     assert path.read_text() == first and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(
-    "bad, complaint",
-    [
-        ("import os\nos._exit(1)", "Kernel died"),
-        ("import ipywidgets\nipywidgets.IntSlider()", "a live widget is shown .*IntSlider"),
-    ],
-)
-def test_a_cell_that_fails_leaves_the_file_as_it_was(bad, complaint, tmp_path):
-    path = write(tmp_path / "a.ipynb", "x = 1", bad, "x = 2")
-    before = path.read_text()
-    with pytest.raises(Exception, match=f"(?s){complaint}"):
-        render.render(path, busy=True)
-    assert path.read_text() == before
-
-
-def test_the_command_goes_on_after_a_bad_notebook_and_says_so(tmp_path, capsys):
-    bad, good = write(tmp_path / "a.ipynb", "x = 1", "# boom\n1 / 0"), write(tmp_path / "b.ipynb", "1")
-    before = bad.read_text()
-    no_notebook = tmp_path / "c.ipynb"
-    no_notebook.write_text("{}")
-    assert render.main(["--busy", str(bad), str(no_notebook), str(tmp_path / "d.ipynb"), str(good)]) == 1
+def test_a_cell_that_fails_leaves_its_file_as_it_was_and_the_command_goes_on(tmp_path, capsys):
+    bad = "1 / 0", "import os\nos._exit(1)", "import ipywidgets\nipywidgets.IntSlider()"
+    paths = [write(tmp_path / f"{place}.ipynb", "x = 1", cell) for place, cell in enumerate(bad)]
+    (tmp_path / "none.ipynb").write_text("{}")
+    paths += [tmp_path / "none.ipynb", write(tmp_path / "good.ipynb", "1")]
+    before = [path.read_text() for path in paths]
+    assert render.main(["--busy", *map(str, paths)]) == 1
+    assert [path.read_text() == text for path, text in zip(paths, before)] == [True] * 4 + [False]
     printed = capsys.readouterr().out
-    assert f"{good} … rendered\n" in printed and printed.count(" … is unchanged: ") == 3
-    assert re.search("(?s)# boom.*ZeroDivisionError.*: division by zero", printed) and bad.read_text() == before
+    assert all(said in printed for said in ("division by zero", "Kernel died", "IntSlider", f"{paths[-1]} … rendered"))
 
 
 def test_the_animation_shows_the_auxiliary_loss_switched_on_and_is_the_same_each_time(tmp_path):
@@ -157,46 +140,32 @@ CELLS = [
 ]
 
 
-def test_a_lesson_that_agrees_with_itself_is_stored_as_ever(tmp_path):
+def test_a_lesson_that_agrees_with_itself_is_stored_and_one_that_contradicts_itself_refused(tmp_path):
     path = lesson(tmp_path / "a.ipynb", *CELLS)
     render.render(path, busy=True)
-    cells = nbformat.read(path, as_version=4).cells
-    assert [cell.metadata.tags for cell in cells] == [tags for _, tags in CELLS]
-    assert [cell.execution_count for cell in cells if cell.cell_type == "code"] == [1, 2]
-
-
-def test_a_lesson_that_contradicts_itself_is_refused_with_a_sentence_for_each(tmp_path):
+    assert [cell.metadata.tags for cell in nbformat.read(path, as_version=4).cells] == [tags for _, tags in CELLS]
     start = "parts, whole, took, table = {'read': 3.0, 'add': 6.4}, 10, 1018.0, [float('nan')]"
-    path = lesson(
-        tmp_path / "a.ipynb", (start, CELLS[0][1]), CELLS[1], ("took = 11", ["bound:took<=whole", "bound:token<=1"])
-    )
+    path = lesson(path, (start, CELLS[0][1]), CELLS[1], ("took = 11", ["bound:took<=whole", "bound:token<=1"]))
     before = path.read_text()
     with pytest.raises(ValueError) as refusal:
         render.render(path, busy=True)
-    assert path.read_text() == before and str(refusal.value).split("; ") == [
-        "the parts of cell [0], parts.values(), are 0.94 times the whole, whole",
-        "cell [1] says 1024, and took is 1018, not within 5",
-        "cell [1] says −.5, and table[0] is nan, not within .02",
-        "in cell [2] took is 1.1 times its bound, whole",
-        "cell [2]: float((token) / (1)) is a NameError: name 'token' is not defined",
-    ]
+    numbers = ["0.94", "1024, and took is 1018", "−.5, and table[0] is nan", "1.1", "'token'"]
+    found = str(refusal.value).split("; ")
+    assert path.read_text() == before and all(said in one for said, one in zip(numbers, found, strict=True))
 
 
 @pytest.mark.parametrize(
-    "cells, complaint",
+    "cells",
     [
-        (
-            [("1", []), ("# It takes 1,024.5 ms, or 11,024", ["number:took=1024±5"])],
-            r"cell \[1\] must say .*, 1024, got",
-        ),
-        ([("1", []), (SAYS, ["number:took=1024"])], r"cell \[1\] must have a tag number: .*, got 'number:took=1024'$"),
-        ([(SAYS, ["number:took=1024±5"]), ("1", [])], r"cell \[0\] must have a tag number: "),
-        ([("1", ["bound:took"])], r"cell \[0\] must have a tag bound: "),
+        [("1", []), ("# It takes 1,024.5 ms, or 11,024", ["number:took=1024±5"])],
+        [("1", []), (SAYS, ["number:took=1024"])],
+        [(SAYS, ["number:took=1024±5"]), ("1", [])],
+        [("1", ["bound:took"])],
     ],
 )
-def test_a_tag_that_cannot_be_checked_is_refused(cells, complaint, tmp_path):
+def test_a_tag_that_cannot_be_checked_is_refused(cells, tmp_path):
     notebook = nbformat.read(lesson(tmp_path / "a.ipynb", *cells), as_version=4)
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(ValueError, match=r"^cell \[\d\] must "):
         checks_after(notebook)
 
 
@@ -205,16 +174,5 @@ def test_a_lesson_made_on_a_busy_machine_is_refused(tmp_path, monkeypatch, capsy
     before = path.read_text()
     monkeypatch.setattr(render, "seconds_of_others", iter([0.0, 1e6, 0.0, 1e6]).__next__)
     assert render.main([str(path)]) == 1 and path.read_text() == before
-    assert re.search("other programs took .* of a core meanwhile, where 0.15 is allowed", capsys.readouterr().out)
+    assert "0.15" in capsys.readouterr().out  # of a core, which others may take
     assert render.main(["--busy", str(path)]) == 0 and path.read_text() != before
-    monkeypatch.setattr(render, "seconds_of_others", lambda: (_ for _ in ()).throw(OSError("no /proc")))
-    assert render.main([str(path)]) == 0 and "is unknown) rendered" in capsys.readouterr().out
-    assert render.main(["--busy", str(path)]) == 0 and "unknown" not in capsys.readouterr().out
-
-
-def test_what_the_kernel_computes_is_not_of_others(tmp_path):
-    """Its seconds, and those of what it starts, count as ours once it has ended."""
-    spend = "import time\nend = time.process_time() + 1.5\nwhile time.process_time() < end: pass"
-    path, before = write(tmp_path / "a.ipynb", spend), sum(os.times()[:4])
-    render.render(path, busy=True)
-    assert sum(os.times()[:4]) - before > 1.5

@@ -328,9 +328,9 @@ NOISY = ({"noise_std": 0.5}, {"jitter_noise": 0.1}, {"router": "learned noise"})
 
 @pytest.mark.parametrize("fields", [*NOISY, {}, {"router": "sigmoid"}])
 def test_knobs_say_whether_training_routes_otherwise_than_evaluation(fields):
-    run, noisy = plane_runs(PlaneSetting(**fields))["MoE"], fields in NOISY
-    assert run.knobs.is_noisy is noisy
+    run = plane_runs(PlaneSetting(**fields))["MoE"]
+    assert run.knobs.is_noisy is (fields in NOISY)
     x, _ = run.task.batch(64, torch.Generator().manual_seed(0))
     with torch.no_grad():
         (training,), (evaluation,) = run.model.train()(x)[1], run.model.eval()(x)[1]
-    assert torch.equal(training.router_logits, evaluation.router_logits) is not noisy
+    assert torch.equal(training.router_logits, evaluation.router_logits) is not run.knobs.is_noisy
