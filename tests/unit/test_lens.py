@@ -154,11 +154,11 @@ def test_accumulated_batches_are_joined_and_recomputation_is_not_seen(mixtral, c
 
 def test_hooks_are_gone_after_an_exception_and_what_was_seen_before_it_is_there(mixtral):
     before, lens = hooks(mixtral), Lens(mixtral)
-    with pytest.raises(ValueError, match="the lens has seen no router at work: call the model itself within it"):
+    with pytest.raises(ValueError, match="the lens has seen no router"):
         lens.balance()
     with pytest.raises(ZeroDivisionError), torch.no_grad(), lens:
         assert hooks(mixtral) > before
-        with pytest.raises(ValueError, match="lens must be left before it is entered again"), lens:
+        with pytest.raises(ValueError, match="^lens must "), lens:
             pass
         mixtral(IDS)
         with pytest.raises(IndexError):

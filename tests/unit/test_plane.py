@@ -119,20 +119,6 @@ def test_whichever_router_it_is_all_clean_logits_and_weights_start_the_same(rout
     assert all(torch.equal(weights[name], weight) for name, weight in plain.named_parameters())
 
 
-def test_a_frozen_router_begins_as_top_k_does_and_stays_as_it_was_under_every_knob_and_when_a_step_is_undone():
-    top_k, run = (plane_runs(PlaneSetting(router=router), seed=3)["MoE"] for router in ("top-k", "frozen"))
-    first = run.step()
-    assert replace(first, ms_per_step=0.0) == replace(top_k.step(), ms_per_step=0.0)
-    run.knobs.take(PlaneSetting(noise_std=0.5, jitter_noise=0.1, capacity_factor=1.0, router_z_loss_coef=0.1))
-    run.knobs.router_aux_loss_coef = 3.0
-    start, embed = run.model.block.router.weight.clone(), run.model.embed.weight.clone()
-    seen = [run.step() for _ in range(5)]
-    run.take_back()
-    assert replace(run.step(), ms_per_step=0.0) == replace(seen[-1], ms_per_step=0.0)
-    assert torch.equal(run.model.block.router.weight, start) and not torch.equal(run.model.embed.weight, embed)
-    assert run.evaluate(64)["loss"] > 0 and run.knobs.is_noisy
-
-
 def test_a_remedy_changes_the_collapse_by_its_fields_alone_and_several_are_merged():
     assert remedy_setting() == remedy_setting("nothing") == PRESETS["collapse"]
     for name, fields in REMEDIES.items():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe_lessons.analysis import Machine, TransformerShape, speedup
-from moe_lessons.analysis.inference import PROMPT, union_law
+from moe_lessons.analysis.inference import PROMPT
 from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, machine_for, machines, published_sizes, sizes_of
 from moe_lessons.analysis.speedup import matched_width, measure_speedups, published_points, speedups
 from moe_lessons.nn import LanguageModel, TransformerConfig, dense_baseline
@@ -53,29 +53,6 @@ def test_the_roofline_is_the_formula_at_200_random_settings():
         assert found.widths(expected).item() == pytest.approx(x, rel=1e-6)  # the contour passes there
     for sizes in published_sizes().values():
         assert sum(flops for _, flops in sizes.parts(3).values()) == pytest.approx(3 * sizes.flops())
-
-
-def test_the_speedup_grows_with_the_width_and_its_lines_bend_once():
-    for sizes, machine in ((sizes_of(COURSE), THIS), (published_sizes()["Qwen3-30B-A3B"], Machine(3.35e12, 989e12))):
-        found = speedups(sizes, machine, "bfloat16", BATCHES)
-        assert (np.diff(found.at(np.linspace(1, 16, 40)), axis=1) > 0).all()
-        for level in (0.5, 1, 2):
-            line = found.widths(level)
-            tip = line.argmax()
-            assert 0 < tip < 12 and (np.diff(line[: tip + 1]) >= -1e-9).all() and (np.diff(line[tip:]) <= 1e-9).all()
-        one = found.at(np.array([1.0]))[:, 0]
-        assert one[0] == pytest.approx(1, rel=0.01) and 0.9 < one[-1] < 1 and one.min() < 0.4
-
-
-def test_where_all_experts_work_nothing_is_saved_and_a_cache_that_both_have_makes_them_alike():
-    sizes = sizes_of(COURSE)
-    whole = speedups(sizes.with_experts(16, 16), THIS, "float32", BATCHES).at(np.array([1.0]))
-    assert (whole > 0.99).all() and (whole < 1).all()  # the router is left
-    assert sizes.with_experts(16, 2) == sizes
-    maps = (speedups(sizes, THIS, "float32", BATCHES, context) for context in (0, 10**5))
-    near, far = (abs(np.log(found.at(np.array([4.0])))) for found in maps)
-    assert (far < near).all() and far[4:].max() < 0.02
-    np.testing.assert_allclose(union_law(8, 2, BATCHES), [union_law(8, 2, int(batch)) for batch in BATCHES])
 
 
 def config(**changes):

@@ -119,8 +119,7 @@ def test_a_comparison_is_said_with_its_numbers(measure, source, said):
 def test_what_was_measured_is_listed_with_its_test(measure):
     found = {(1, 0): (0.5, "`x` 2 > 1; margin 1"), (2, 0): (float("inf"), "`x`")}
     page = measure.page({"healthy-keeps-every-expert": ("test_lesson_00.py", "test_it", found)})
-    assert "[test_lesson_00.py](../tests/claims/test_lesson_00.py): `test_it`\n\n- `x` 2 > 1; margin 1\n" in page
-    assert page.count("\n### ") == 1 and page.count("\n- ") == 1
+    assert "test_lesson_00.py): `test_it`" in page and page.count("\n- ") == 1 and "\n- `x` 2 > 1; margin 1\n" in page
 
 
 def lesson(path, *cells):

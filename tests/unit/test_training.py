@@ -180,16 +180,19 @@ def test_several_layers_have_their_loads_and_biases_apart_and_the_rest_summed():
 
 
 @pytest.mark.parametrize("make", [lambda: watched_run(PRESETS["noise"]), lambda: SeedBand(PRESETS["noise"], (4, 0))])
-def test_the_last_step_can_be_taken_back_and_draws_its_batch_and_noise_again(make):
+@pytest.mark.parametrize("steps", [0, 3])
+def test_the_last_step_can_be_taken_back_and_draws_its_batch_and_noise_again(make, steps):
     run, other = make(), make()
-    for _ in range(3):
+    for _ in range(steps):
         run.step(), other.step()
-    before, fourth = weights(run), other.step()
+    before, first = weights(run), other.step()
     run.step()
     run.take_back()
-    assert len(run.records) == len(getattr(run, "expert_gradients", run.records)) == 3 and same(before, weights(run))
+    assert len(run.records) == len(getattr(run, "expert_gradients", run.records)) == steps
+    assert same(before, weights(run))
     again = run.step()
-    assert (again.step, again.loss, again.load) == (4, fourth.loss, fourth.load)
+    assert (again.step, again.loss, again.load) == (steps + 1, first.loss, first.load)
+    assert run.step().loss == other.step().loss
 
 
 def test_several_runs_step_together_or_none_does(interruptible):
