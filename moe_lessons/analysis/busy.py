@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 import psutil
 from IPython.display import display
@@ -15,24 +16,38 @@ from moe_lessons.support.static import in_notebook, static_mode
 BUSY = 0.25  # the part of a machine from which on it matters that others take it
 SHORT = 0.2  # seconds: in less, the system counts too coarsely
 
-_is_watched = ContextVar("is_watched", default=False)
+@dataclass
+class Others:
+    """What other programs took while something was timed, known when that has ended."""
+
+    share: float = 0.0  # of the machine
+
+    @property
+    def are_busy(self) -> bool:
+        """Tell whether it was so much that no time means much."""
+        return self.share > BUSY
+
+
+_watched: ContextVar[Others | None] = ContextVar("watched", default=None)
 
 
 @contextmanager
-def watching_others() -> Iterator[None]:
-    """Say so, once, where other programs take so much of the machine meanwhile that no time means much."""
-    if _is_watched.get():  # who called this says it
-        yield
+def watching_others() -> Iterator[Others]:
+    """Measure what other programs take of the machine meanwhile, and say so, once, where they are busy."""
+    if others := _watched.get():  # who called this says it
+        yield others
         return
-    token, start, before = _is_watched.set(True), time.monotonic(), seconds_of_others()
+    others = Others()
+    token, start, before = _watched.set(others), time.monotonic(), seconds_of_others()
     try:
-        yield
+        yield others
     finally:
-        _is_watched.reset(token)
+        _watched.reset(token)
     seconds = time.monotonic() - start
-    share = (seconds_of_others() - before) / max(seconds, 1e-9) / (os.cpu_count() or 1)
-    if seconds > SHORT and share > BUSY:  # in a notebook it comes after the outputs, which are compared
-        sentence = f"Another program takes {share:.0%} of this machine: do not trust these times."
+    if seconds > SHORT:
+        others.share = (seconds_of_others() - before) / seconds / (os.cpu_count() or 1)
+    if others.are_busy:  # in a notebook it comes after the outputs, which are compared
+        sentence = f"Another program takes {others.share:.0%} of this machine: do not trust these times."
         if not in_notebook():
             print(sentence, file=sys.stderr)
         elif not static_mode():

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -20,8 +21,11 @@ from moe_lessons.training import bar
 
 PROMPT, IN_A_ROW = 8, 4  # tokens of each text before a measured step; steps of one model in a row, as in decoding
 DRAWS = 200  # decoding steps over which different experts are counted
-CPU_WIDTH, GPU_WIDTH = 512, 8192  # of the matrices that measure a machine
-MEGABYTES = 256  # of the large one: many more than its caches hold
+# The lengths of rows that measure a machine: on a CPU those of the course's largest dense model; on a GPU small ones
+# leave most of it idle.
+CPU_WIDTHS, GPU_WIDTHS, MACHINE_ROUNDS = (512, 16384), (8192,), 12
+MEGABYTES = 256  # of the large matrix at least
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")  # where Linux describes them
 
 
 def decode_speed(
@@ -149,33 +153,60 @@ class Machine:
         return self.flops_per_second / self.bytes_per_second
 
 
-def measure_machine(repeats: int = 8, device="cpu") -> Machine:
-    """Measure what one thread of the CPU, or a GPU, reaches in float32, the best of `repeats`: in the product of a
-    large matrix and a vector, as in decoding at B = 1, and in that of two square matrices. Both have rows of 512
-    numbers, on a GPU of 8192: smaller products leave most of it idle."""
+_machines: dict[torch.device, Machine] = {}  # what was measured in this session
+
+
+def measure_machine(device="cpu", *, fresh: bool = False) -> Machine:
+    """Measure what one thread of the CPU, or a GPU, reaches in float32, at its best of several rounds: in products of
+    a large matrix and a vector, as in decoding at B = 1, and in that of two square matrices. The former have short and
+    long rows, since a processor reads one kind faster.
+
+    It is measured once a session, so that all that is compared with it is compared with the same; fresh: again."""
     place = check_device(device)
+    if fresh or place not in _machines:
+        _machines[place] = _measure_machine(place)
+    return _machines[place]
+
+
+def _measure_machine(place: torch.device) -> Machine:
+    widths = CPU_WIDTHS if place.type == "cpu" else GPU_WIDTHS
+    weights = torch.ones(_megabytes() * 2**18, device=place)  # zeros would take no memory
+    square = torch.ones(widths[0], widths[0], device=place)
+    tasks = [partial(torch.mv, weights.view(-1, width), torch.ones(width, device=place)) for width in widths]
     with torch_threads(1):
-        return machine_of(tasks := machine_tasks(place), take_turns(tasks, repeats, place))
+        *reading, arithmetic = take_turns([*tasks, partial(torch.mm, square, square)], MACHINE_ROUNDS, place)
+    return Machine(1000 * weights.nbytes / min(map(min, reading)), 1000 * 2 * len(square) ** 3 / min(arithmetic))
 
 
-def machine_tasks(device: torch.device) -> list[partial]:
-    """Make what `measure_machine` measures, to be measured in turns with models."""
-    plain = plain_product(device)
-    matrix = torch.ones(plain.args[0].shape[1], plain.args[0].shape[1], device=device)
-    return [plain, partial(torch.mm, matrix, matrix)]
+def _megabytes() -> int:
+    """Say how large a matrix must be so that a cache holds little of it."""
+    return max(MEGABYTES, 2 * (last_level_cache_bytes() or 0) // 2**20)
 
 
-def machine_of(tasks: Sequence[partial], times: Sequence[Sequence[float]]) -> Machine:
-    """Compute the machine at its best from the milliseconds of each round of its two tasks."""
-    (large, square), (reading, arithmetic) = (task.args[0] for task in tasks), map(min, times)
-    return Machine(1000 * large.nbytes / reading, 1000 * 2 * len(square) ** 3 / arithmetic)
+def last_level_cache_bytes() -> int | None:
+    """Read how many bytes the last-level cache of the first processor holds; None where the system does not say."""
+    sizes = {}
+    for folder in CACHES.glob("index*"):
+        try:
+            level, size = ((folder / name).read_text().strip() for name in ("level", "size"))
+            sizes[int(level)] = int(size.removesuffix("K")) * 1024  # 1 is split in two; the last one is not
+        except (OSError, ValueError):
+            continue
+    return sizes[max(sizes)] if sizes else None
 
 
-def plain_product(device: torch.device) -> partial:
-    """Make the product of a large matrix, its first argument, and a vector: to read it is nearly all that it does."""
-    width = CPU_WIDTH if device.type == "cpu" else GPU_WIDTH
-    matrix = torch.ones(MEGABYTES * 2**18 // width, width, device=device)  # zeros would take no memory
-    return partial(torch.mv, matrix, torch.ones(width, device=device))
+def cache_sentence(models: Mapping[str, nn.Module]) -> str:
+    """Say which models' active weights, at B = 1, fit into the last-level cache, and what follows."""
+    if not (size := last_level_cache_bytes()):
+        return "How much the last-level cache of this processor holds is unknown."
+    cache = f"The last-level cache of this processor holds {size / 1e6:.0f} MB"
+    if not (names := [name for name, model in models.items() if bytes_per_step(model) <= size]):
+        return f"{cache}, less than any of these models loads per token."
+    return (
+        f"{cache}, so the active weights of {', '.join(names)} fit into it. Those that the next token uses again "
+        "(of an MoE: experts that it chooses again) come from there, so that a step can take less time than its bytes "
+        "promise."
+    )
 
 
 def bytes_per_step(model: nn.Module, batch_size: int = 1) -> float:

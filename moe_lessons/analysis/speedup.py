@@ -18,8 +18,7 @@ from moe_lessons.analysis.inference import (
     check_models,
     decoding_steps,
     device_of,
-    machine_of,
-    machine_tasks,
+    measure_machine,
 )
 from moe_lessons.analysis.quality import EffectiveWidth, quality_matched_width
 from moe_lessons.analysis.roofline import (
@@ -80,13 +79,15 @@ def speedups(sizes: ModelSizes, machine: Machine, dtype: str, batches: np.ndarra
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a mixture beside dense models, in turns with the `machine`, at its best.
+    """What was measured of a mixture beside dense models, on the `machine` of this session.
 
     frame: a row for each batch size and width (in multiples of the active width; 0: the mixture): `ms` of a step, the
-    median, `least_ms` by the roofline, and the `speedup` of the mixture, measured, and by the `roofline`."""
+    median, `least_ms` by the roofline, and the `speedup` of the mixture, measured, and by the `roofline`.
+    is_busy: whether other programs took much of the machine meanwhile."""
 
     machine: Machine
     frame: pd.DataFrame
+    is_busy: bool
 
     @property
     def points(self) -> tuple[tuple[float, int, float], ...]:
@@ -99,8 +100,7 @@ def measure_speedups(
     models: Mapping[str, LanguageModel], batches: Sequence[int] = (1, 4, 16, 64, 256), *, repeats=3, seed=0, device=None
 ) -> Measured:  # fmt: skip
     """Measure decoding steps of a mixture, the first of the models, and of dense ones that differ from it in their FFN
-    alone, in float32 on one thread. In each round all take turns, with what measures the machine; at batch size 1 each
-    decodes four tokens in a row.
+    alone, in float32 on one thread. In each round all take turns; at batch size 1 each decodes four tokens in a row.
 
     device: see `decode_speed`."""
     check_models(models, batches)
@@ -111,26 +111,23 @@ def measure_speedups(
     if widths[0] or not all(widths[1:]) or len({replace(shape, **plain) for shape in shapes}) > 1:
         raise ValueError("models must be a mixture in all layers and then dense models, alike in all but their FFN")
     models = moved(models, device)
-    place, rows, machines = device_of(models), [], []
+    place, rows = device_of(models), []
     generator = torch.Generator().manual_seed(check_seed(seed))
-    with torch_threads(1), evaluating(*models.values()), watching_others(), torch.inference_mode():
-        tasks = machine_tasks(place)
+    with torch_threads(1), evaluating(*models.values()), watching_others() as others, torch.inference_mode():
+        machine = measure_machine(place)
         for batch in bar(batches, "batch sizes"):
             tokens = max(1, IN_A_ROW // batch)
             ids = torch.randint(shapes[0].vocab_size, (batch, PROMPT + tokens), generator=generator)
             steps = [step for model in models.values() for step in decoding_steps(model, ids)]
-            times = take_turns([*tasks, *steps, *tasks], repeats, place)
-            machines += [machine_of(tasks, times[: len(tasks)]), machine_of(tasks, times[-len(tasks) :])]
-            own = np.reshape(times[len(tasks) : -len(tasks)], (len(models), tokens * repeats))
+            own = np.reshape(take_turns(steps, repeats, place), (len(models), tokens * repeats))
             rows += [(batch, w, median(t), Ratio.of(t, own[0]).median) for w, t in zip(widths, own, strict=True)]
-    best = Machine(*(max(getattr(machine, name) for machine in machines) for name in vars(machines[0])))
     frame = pd.DataFrame(rows, columns=["batch", "width", "ms", "speedup"])
     sizes = sizes_of(shapes[0])
     of = {width: sizes.dense(width) if width else sizes for width in widths}
-    least = [1000 * step_seconds(of[w], best, "float32", int(b), PROMPT) for b, w in zip(frame.batch, frame.width)]
+    least = [1000 * step_seconds(of[w], machine, "float32", int(b), PROMPT) for b, w in zip(frame.batch, frame.width)]
     frame["least_ms"] = np.array(least, float)
     frame["roofline"] = frame.least_ms / frame.least_ms.where(frame.width == 0).ffill()
-    return Measured(best, frame)
+    return Measured(machine, frame, others.are_busy)
 
 
 def shape_of(model: LanguageModel) -> TransformerShape:

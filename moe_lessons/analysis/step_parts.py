@@ -20,7 +20,7 @@ from moe_lessons.analysis.inference import (
     check_models,
     decoding_steps,
     device_of,
-    plain_product,
+    measure_machine,
 )
 from moe_lessons.analysis.timing import WARM_UP, finish, moved, own_clock, take_turns
 from moe_lessons.nn import LanguageModel, evaluating, is_moe, torch_threads
@@ -89,14 +89,15 @@ def step_parts(
 
     Steps are measured in turns, as they are, `whole`, and with a stopwatch, which has the shares of their `PARTS`:
     these sum to the whole; at batch size 1 four in a row, as in decoding. `missed`: by which share a step with
-    the stopwatch takes longer. `promise`: how long its bytes take at least, by a plain product, one large matrix times
-    a vector, at its best in the same turns. device: see `decode_speed`."""
+    the stopwatch takes longer. `promise`: how long its bytes take at least, by `measure_machine`. `is_busy`: whether
+    other programs took much of the machine meanwhile. device: see `decode_speed`."""
     check_models(models, batch_sizes)
     models = moved(models, device)
     place = device_of(models)
     generator, rows = torch.Generator().manual_seed(check_seed(seed)), []
-    vocab_size, plain = min(model.config.vocab_size for model in models.values()), plain_product(place)
-    with torch_threads(1), evaluating(*models.values()), watching_others(), torch.inference_mode():
+    vocab_size = min(model.config.vocab_size for model in models.values())
+    with torch_threads(1), evaluating(*models.values()), watching_others() as others, torch.inference_mode():
+        bytes_per_ms = measure_machine(place).bytes_per_second / 1000
         for batch in bar(batch_sizes, "batch sizes"):
             tokens = max(1, IN_A_ROW // batch)
             ids = torch.randint(vocab_size, (batch, PROMPT + tokens), generator=generator)
@@ -105,14 +106,13 @@ def step_parts(
                 own = decoding_steps(model, ids)
                 steps += own
                 with_watch += [partial(decode_watched, seen[name], step) for step in own]
-            turns = np.array(take_turns([plain, *steps, plain, *with_watch, plain], repeats, place))
-            reading = turns[[0, 1 + len(steps), -1]].min()
-            wholes = turns[1 : 1 + len(steps)].reshape(len(models), tokens, repeats)
+            turns = np.array(take_turns([*steps, *with_watch], repeats, place))
+            wholes = turns[: len(steps)].reshape(len(models), tokens, repeats)
             for (name, model), whole in zip(models.items(), wholes, strict=True):
                 spent = [[1000 * one[part] for part in PARTS] for one in seen[name][WARM_UP * tokens :]]
                 parts, sums = np.median(spent, axis=0), np.sum(spent, axis=1)
                 row = dict(zip(PARTS, parts * np.median(whole) / parts.sum()), whole=np.median(whole))
                 row["missed"] = np.median(sums / whole.T.flatten()) - 1  # step by step
-                row["promise"] = reading * bytes_per_step(model, batch) / plain.args[0].nbytes
+                row["promise"] = bytes_per_step(model, batch) / bytes_per_ms
                 rows.append({"batch": batch, "model": name} | row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(is_busy=others.are_busy)

@@ -17,6 +17,8 @@ FIGURE = re.compile(r"\{([\w.]+)\}")
 ANSWERS, QUESTIONS = (dict(read_parts(HERE / name)) for name in ("answer.md", "interview.md"))
 SENTENCES = dict(re.findall(r"^- (\S+): (.+)$", (HERE / "figures.md").read_text("utf-8"), re.MULTILINE))
 NO_FIGURES = "You have measured no figure yet: the lessons keep them here while you run them."
+BUSY = "*(measured on a busy machine)*"
+AGAIN = f"In lesson 12 `measure_missing(busy_too=True)` measures again what was {BUSY[2:-2]}."
 # The answer of the course in one sentence, and when it holds: the same words wherever they stand.
 SENTENCE, CONDITIONS = (
     " ".join(SOURCE.sub("", part).replace("**", "").split()) for part in ANSWERS["one sentence"].split("\n\n")[:2]
@@ -45,13 +47,23 @@ def measured() -> dict[str, dict]:
     return {key: entry for key, entry in progress.read()["figures"].items() if is_number(entry.get("value"))}
 
 
-def figures() -> Markdown:
-    """Say each figure that the learner has measured in a sentence, as a table that a notebook shows."""
-    rows = ["| lesson | what you measured |", "|---|---|"]
+def busy_ones(*keys: str) -> list[str]:
+    """Return those of these figures that were measured while other programs were busy."""
     found = measured()
+    return [key for key in keys if key in found and found[key].get("is_busy")]
+
+
+def figures() -> Markdown:
+    """Say each figure that the learner has measured in a sentence, as a table that a notebook shows. Beside one that
+    was measured on a busy machine it says so, and below how it is measured again."""
+    rows = ["| lesson | what you measured |", "|---|---|"]
+    found, busy = measured(), busy_ones(*SENTENCES)
     for key in filter(found.__contains__, SENTENCES):  # in the order of the sentences, which speak of those before
-        rows.append(f"| {key.split('.')[0]} | {SENTENCES[key].format(f'**{figure_sentence(found[key])}**')} |")
-    return Markdown("\n".join(rows) if rows[2:] else NO_FIGURES)
+        sentence = SENTENCES[key].format(f"**{figure_sentence(found[key])}**")
+        rows.append(f"| {key.split('.')[0]} | {sentence}{f' {BUSY}' * (key in busy)} |")
+    if not rows[2:]:
+        return Markdown(NO_FIGURES)
+    return Markdown("\n".join([*rows, "", AGAIN] if busy else rows))
 
 
 class Answer(Markdown):
@@ -62,9 +74,11 @@ class Answer(Markdown):
     def __new__(cls, length: str):
         text = ANSWERS[check_choice("length", length, ANSWERS)]
         found = measured()
-        if missing := lacking(*FIGURE.findall(text)):
+        if missing := lacking(*(keys := FIGURE.findall(text))):
             raise ValueError(f"the answer needs figures that are not measured yet, got none for {', '.join(missing)}")
-        return super().__new__(cls, sources(FIGURE.sub(lambda key: figure_sentence(found[key[1]]), text)))
+        said = sources(FIGURE.sub(lambda key: figure_sentence(found[key[1]]), text))
+        lessons = sorted({key.split(".")[0] for key in busy_ones(*keys)})
+        return super().__new__(cls, said + "".join(f"\n\nThe figure of lesson {lesson}: {BUSY}." for lesson in lessons))
 
 
 def figure_sentence(figure: dict) -> str:

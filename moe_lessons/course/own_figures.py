@@ -6,7 +6,7 @@ from moe_lessons.analysis.quality import times_as_wide, times_the_cost
 from moe_lessons.analysis.results import load_ends
 from moe_lessons.analysis.speedup import measure_speedups
 from moe_lessons.course import progress
-from moe_lessons.course.interview import lacking
+from moe_lessons.course.interview import busy_ones, lacking
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
 from moe_lessons.training import PRESETS, SeedBand, facts_runs, is_dead, remedy_setting, train
 
@@ -26,23 +26,26 @@ def decoders() -> dict[str, LanguageModel]:
         }
 
 
-def keep(unit: str, keys: Sequence[str], values: Sequence[float]) -> None:
-    """Note figures in the learner's progress."""
+def keep(unit: str, keys: Sequence[str], values: Sequence[float], is_busy: bool = False) -> None:
+    """Note figures in the learner's progress. is_busy: whether other programs disturbed their measurement."""
     for key, value in zip(keys, values):
-        progress.record("figures", key, value=float(value), unit=unit)
+        progress.record("figures", key, value=float(value), unit=unit, is_busy=is_busy)
 
 
-def measure_missing() -> None:
-    """Measure those figures of the answer that the learner's progress lacks, as their lessons do: a minute or less."""
+def measure_missing(*, busy_too: bool = False) -> None:
+    """Measure those figures of the answer that the learner's progress lacks, as their lessons do: a minute or less.
+    busy_too: also those that were measured on a busy machine."""
     ends = load_ends(BOOK)
     found = [measure(ends, MIXTURE, STEPS).width for measure in (times_as_wide, times_the_cost)]
     keep("times", ["05.effective_width", "05.work"], found)
     if lacking(*(keys := ["05.known_mixture", "05.known_active", "05.known_total"])):
         train((runs := facts_runs(num_entries=300)).values(), 85)
         keep("%", keys, [100 * run.task.known(run.model).double().mean() for run in runs.values()])
-    if lacking(*(keys := ["04.over_active", "04.over_good"])):
-        speedup = measure_speedups(decoders(), (1,)).frame.set_index("width").speedup
-        keep("times", keys, [speedup[1], speedup[4]])
+    keys = ["04.over_active", "04.over_good"]
+    if lacking(*keys) or busy_too and busy_ones(*keys):
+        found = measure_speedups(decoders(), (1,))
+        speedup = found.frame.set_index("width").speedup
+        keep("times", keys, [speedup[1], speedup[4]], found.is_busy)
     balanced = remedy_setting("auxiliary loss", router_aux_loss_coef=1.0)
     for keys, steps, setting in (
         (["07.dead", "07.slowdown"], 300, PRESETS["collapse"]),

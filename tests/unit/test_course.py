@@ -4,12 +4,15 @@ import inspect
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 from traitlets import TraitError
 
+from moe_lessons.analysis import busy
 from moe_lessons.course import Answer, CoursePage, Interview, Quiz, figures, lacking, own_figures, page, progress
 from moe_lessons.course.interview import (
     ANSWERS,
@@ -23,6 +26,7 @@ from moe_lessons.course.interview import (
 from moe_lessons.course.lessons import LESSONS
 from moe_lessons.course.quiz import QUIZZES, read_quiz
 from moe_lessons.exercises import EXERCISES
+from moe_lessons.nn import LanguageModel, TransformerConfig
 
 pytestmark = pytest.mark.usefixtures("own_progress")
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,6 +186,43 @@ def test_a_missing_figure_and_one_that_is_no_number_is_named(measured):
     assert len(FIGURES) + 2 == len(rows) == len(figures().splitlines()) + 1
     with pytest.raises(ValueError, match=r"04\.over_good"):
         Answer("one sentence")
+
+
+@pytest.fixture
+def others(monkeypatch):
+    """What other programs take of the machine, as it is told, and models of lesson 04 that are quickly measured."""
+    seconds = SimpleNamespace(now=0.0, each=0.0)
+    config = TransformerConfig(d_model=16, num_heads=2, num_layers=1, d_ff=8)
+
+    def told():
+        seconds.now += seconds.each
+        return seconds.now
+
+    made = {"MoE": LanguageModel(replace(config, num_experts=4, top_k=2))}
+    made |= {f"dense, {w}×": LanguageModel(replace(config, moe_layers=(), d_ff=16 * w)) for w in (1, 4, 8)}
+    monkeypatch.setattr(busy, "seconds_of_others", told)
+    monkeypatch.setattr(busy, "SHORT", 0)
+    monkeypatch.setattr(own_figures, "decoders", lambda: made)
+    return seconds
+
+
+def test_a_figure_of_a_busy_machine_is_marked_until_it_is_measured_again(measured, others, capsys):
+    path = progress.file()
+    for key in ("04.over_active", "04.over_good"):
+        progress.record("figures", key, value=None)
+    others.each = 1e6
+    own_figures.measure_missing()
+    kept = json.loads(path.read_text("utf-8"))["figures"]
+    assert [key for key in kept if kept[key].get("is_busy")] == ["04.over_active", "04.over_good"]
+    *rows, _, last = figures().splitlines()
+    assert [row[:6] for row in rows if "measured on a busy machine" in row] == ["| 04 |"] * 2
+    assert "measure_missing(busy_too=True)" in last and "busy machine" in Answer("one minute").splitlines()[-1]
+    others.each = 0.0
+    own_figures.measure_missing()
+    assert json.loads(path.read_text("utf-8"))["figures"]["04.over_good"] == kept["04.over_good"]  # only if asked
+    own_figures.measure_missing(busy_too=True)
+    assert progress.read()["figures"]["04.over_good"]["is_busy"] is False
+    assert not any("busy" in text for text in (figures(), *map(Answer, LENGTHS)))
 
 
 def test_what_is_only_written_is_kept_too_and_trouble_with_the_file_is_said(measured, monkeypatch):

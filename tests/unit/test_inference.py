@@ -104,11 +104,36 @@ def test_bytes_of_dense_baselines_are_all_their_weights_and_of_a_mixture_between
     assert bytes_per_step(shared) == 4 * count_parameters(shared).active
 
 
-def test_a_machine_is_the_best_of_its_tries(monkeypatch):
-    times = cycle([4000.0, 8000.0, 2000.0, 5000.0])  # reading, arithmetic, reading, arithmetic
-    monkeypatch.setattr(timing, "milliseconds", lambda function, device: next(times))
+def test_a_machine_is_measured_once_a_session_by_what_reads_fastest(monkeypatch):
+    times = cycle([4000.0, 9000.0, 8000.0, 6000.0, 2000.0, 5000.0])  # short rows, long rows, arithmetic; then again
+    monkeypatch.setattr(timing, "milliseconds", lambda function, device: (function(), next(times))[1])
     monkeypatch.setattr(inference, "MEGABYTES", 1)
-    assert inference.measure_machine(repeats=2) == Machine(2**20 / 2, 2 * 512**3 / 5)
+    monkeypatch.setattr(inference, "last_level_cache_bytes", lambda: None)
+    monkeypatch.setattr(inference, "_machines", {})
+    measured = inference.measure_machine()
+    assert measured == Machine(2**20 / 2, 2 * 512**3 / 5)
+    times = cycle([1000.0])
+    assert inference.measure_machine() is measured
+    models = {"MoE": model_of(), "dense": model_of(moe_layers=())}
+    loading = step_parts(models, (1,), repeats=1).promise
+    assert loading.tolist() == [pytest.approx(1000 * bytes_per_step(own) / 2**19) for own in models.values()]
+    assert inference.measure_machine(fresh=True) == inference.measure_machine() == Machine(2**20, 2 * 512**3)
+    monkeypatch.setattr(inference, "last_level_cache_bytes", lambda: 2**20)  # then of twice as many bytes
+    assert inference.measure_machine(fresh=True).bytes_per_second == 2**21
+
+
+def test_the_last_level_cache_and_the_models_whose_active_weights_it_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "CACHES", tmp_path)
+    models = {"small": model_of(), "large": model_of(moe_layers=(), d_ff=2**17)}  # 25 MB a layer
+    assert inference.last_level_cache_bytes() is None and "is unknown" in inference.cache_sentence(models)
+    for index, level, size in ((0, 1, "48K"), (1, 1, "32K"), (2, 3, "1K"), (3, 2, "2048K")):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "level").write_text(f"{level}\n")
+        (tmp_path / f"index{index}" / "size").write_text(f"{size}\n")
+    assert inference.last_level_cache_bytes() == 1024
+    assert inference.cache_sentence(models).endswith("0 MB, less than any of these models loads per token.")
+    (tmp_path / "index2" / "size").write_text("16384K\n")
+    assert "holds 17 MB, so the active weights of small fit into it" in inference.cache_sentence(models)
 
 
 @pytest.mark.parametrize(
@@ -149,9 +174,10 @@ def test_beside_busy_programs_it_is_said_once_and_in_no_output_that_is_compared(
     monkeypatch.setattr(busy, "in_notebook", lambda: where != "a terminal")
     monkeypatch.setattr(busy, "display", lambda data, **options: shown.append(data) or handle)
     monkeypatch.setattr(busy, "seconds_of_others", iter([0.0, 1e6]).__next__)
-    with busy.watching_others():
+    with busy.watching_others() as others:
         decode_speed({"model": model_of()}, (1,), repeats=1)
         time.sleep(busy.SHORT)
+    assert others.are_busy
     assert capsys.readouterr().err.count("do not trust") == (where == "a terminal")
     assert (shown, len(updates)) == (([{}], 1) if where == "a notebook" else ([], 0))
 
