@@ -356,7 +356,8 @@ def step_together(runs: Iterable[Run], between: Callable[[], None] = lambda: Non
                 run.check_finite(numbers)
             for run, each, numbers in zip(runs, computed, all_numbers, strict=True):
                 run.update(each, numbers, waited)
-            signals.give()
+            with signals.let_through():
+                pass  # those that wait
         except TrainingDiverged:
             for run in runs:
                 run.take_back()

@@ -1,5 +1,8 @@
-"""The preparation of a kernel for live views."""
+"""What live views need of IPython's kernel, as ipykernel 7.4 has it (Colab's is a 6): a test in the browser notices
+where a later one differs."""
 
+import asyncio
+import signal
 import sys
 
 
@@ -14,3 +17,25 @@ def prepare_kernel() -> None:
         from google.colab import output
 
         output.enable_custom_widget_manager()
+
+
+def is_cell(task: asyncio.Task | None) -> bool:
+    """Whether IPython's kernel runs a cell in this task."""
+    return getattr(task and task.get_coro(), "__name__", "") == "run_cell_async"
+
+
+def stop_at_once() -> None:
+    """Have an interrupt end at once what a cell does after an await: from there on IPython's kernel would hear it only
+    when the cell awaits again. When the cell ends, the kernel puts back the handler that was there before it."""
+    task, before = asyncio.current_task(), signal.getsignal(signal.SIGINT)
+    if not is_cell(task) or getattr(before, "task", None) is task:
+        return
+
+    def handler(*args) -> None:
+        if asyncio.current_task() is task:  # else the event loop would end
+            raise KeyboardInterrupt
+        if callable(before):
+            before(*args)
+
+    handler.task = task
+    signal.signal(signal.SIGINT, handler)

@@ -8,9 +8,10 @@ import weakref
 from collections.abc import Callable
 
 from moe_lessons.nn import torch_threads
-from moe_lessons.support.interrupts import heeding, is_cell, stop_at_once
+from moe_lessons.support.interrupts import heeding
 from moe_lessons.support.static import static_mode
 from moe_lessons.training import TrainingDiverged
+from moe_lessons.widgets.kernel import is_cell, stop_at_once
 
 FPS = 42  # pictures a second at most: a step ends a little after one is due, and a page draws two at once at times
 SENDING = 0.03  # what a picture costs before any panel is drawn, as a part of what training costs: at most so much
