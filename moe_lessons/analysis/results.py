@@ -37,7 +37,6 @@ def load_results(name: str) -> pd.DataFrame:
     if not runs:
         raise ValueError(f"{path} must hold at least one run, got none yet: go on with the sweep")
     frame = pd.DataFrame(sorted(runs, key=lambda run: run["seed"]))  # of each model the seeds in one order
-    frame = frame.drop(columns="lamps", errors="ignore")
     points = [name for name in (*POINTS, "known") if name in frame]
     frame = frame.explode([*points, "dead"] if "dead" in frame else points, ignore_index=True)
     frame[points] = frame[points].apply(pd.to_numeric)

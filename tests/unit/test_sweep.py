@@ -84,17 +84,12 @@ def test_a_run_that_diverges_is_stored_as_far_as_it_came_with_its_spikes(monkeyp
 @pytest.mark.parametrize("of", ["capacity", "book_8000_3000"])
 def test_the_models_are_what_their_names_say(of):
     study = sweep.SWEEPS[of].study
-    active = count_parameters(study.make_model(SAME_ACTIVE)).total
+    active, moe = (count_parameters(study.make_model(name)) for name in (SAME_ACTIVE, f"MoE, E={study.num_experts}"))
     L, D, F, K = (study.sizes[key] for key in ("num_layers", "d_model", "d_ff", "top_k"))
-    for name in sweep.SWEEPS[of].rates:
-        count, number = count_parameters(study.make_model(name)), int(name.partition("=")[2] or 0)
-        if name == SAME_TOTAL:
-            moe = count_parameters(study.make_model(f"MoE, E={study.num_experts}")).total
-            assert count.total == moe - L * D * study.num_experts
-        elif name.startswith("dense, F"):
-            assert count.total == count.active == active + L * 3 * D * (number - K * F)
-        else:
-            assert count.active == active + L * D * number
+    assert count_parameters(study.make_model(SAME_TOTAL)).total == moe.total - L * D * study.num_experts  # no router
+    assert active.total == moe.active - L * D * study.num_experts
+    wide = count_parameters(study.make_model("dense, F=192"))
+    assert wide.total == wide.active == active.total + L * 3 * D * (192 - K * F)
 
 
 def test_what_is_stored_belongs_to_the_sweeps_of_the_code():
