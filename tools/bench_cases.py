@@ -200,7 +200,7 @@ def hf_model(ours: LanguageModel, **more) -> nn.Module:
         num_local_experts=sizes.num_experts,
         num_experts_per_tok=sizes.top_k,
         max_position_embeddings=sizes.max_positions,
-        rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_theta},
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         rms_norm_eps=sizes.norm_eps,
         tie_word_embeddings=sizes.tied_embedding,
         **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),

@@ -6,7 +6,7 @@ from torch import nn
 
 from moe_lessons.nn.ffn import ACTIVATIONS, GATED, FeedForward
 from moe_lessons.nn.seeding import seeded
-from moe_lessons.support.errors import check_choice, check_positive_int, check_top_k
+from moe_lessons.support.errors import check_choice, check_positive_int
 
 SAME_ACTIVE, SAME_TOTAL = "dense, same active", "dense, same total"  # how plots, tables and runs name the baselines
 
@@ -56,13 +56,11 @@ def _dense(moe: nn.Module, match: str) -> FeedForward:
 
 
 def finer(num_experts: int, top_k: int, d_ff: int, times: int) -> dict[str, int]:
-    """The sizes of an `MoE` whose experts are `times` as fine: as many parameters in all and at work for a token, but
-    for the router (DeepSeekMoE, arXiv:2401.06066, section 3.1).
+    """The sizes of an `MoE` with `times` finer experts, as large and as costly but for its router (arXiv:2401.06066).
 
     >>> finer(16, 2, 32, times=4)
     {'num_experts': 64, 'top_k': 8, 'd_ff': 8}
     """
-    check_top_k(top_k, num_experts)
     if d_ff % check_positive_int("times", times):
         raise ValueError(f"times must divide d_ff ({d_ff}), got {times}")
     return {"num_experts": num_experts * times, "top_k": top_k * times, "d_ff": d_ff // times}

@@ -23,7 +23,7 @@ COLDEST = 1e-30  # the lowest temperature by which float32 can be divided
 class TransformerConfig:
     """The sizes of a `LanguageModel`. The tokens are the 256 bytes unless you say otherwise.
 
-    num_kv_heads: see `Attention`. max_positions: the longest sequence. rope_theta: see `rotary`.
+    num_kv_heads: see `Attention`. max_positions: the longest sequence.
     moe_layers: the numbers, from 0, of the layers whose feed-forward block is an `MoE`: None is all, () none. The
         others have a `FeedForward` of width d_ff.
     router, shared_d_ff, capacity_factor: see `MoE`. router_std: the router's weight starts at
@@ -47,9 +47,7 @@ class TransformerConfig:
     router_std: float | None = None
     shared_d_ff: int = 0
     capacity_factor: float | None = None
-    activation: str = "swiglu"
     tied_embedding: bool = True
-    rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
 
     def __post_init__(self):
@@ -66,7 +64,6 @@ class TransformerConfig:
             check_choice("router", self.router, ROUTERS)
         if self.router_std is not None:
             check_number("router_std", self.router_std, above=True)
-        check_number("rope_theta", self.rope_theta, above=True)
         check_number("norm_eps", self.norm_eps)
 
     @property
@@ -133,7 +130,7 @@ class LanguageModel(nn.Module):
     def _cos_sin(self, length: int) -> list[Tensor]:
         """cos and sin of `rotary`, written out for all heads (length, H + G, h): products with short rows are slow."""
         config, like = self.config, self.embed.weight
-        cos_sin = rotary(torch.arange(length, device=like.device), config.head_dim, config.rope_theta, like.dtype)
+        cos_sin = rotary(torch.arange(length, device=like.device), config.head_dim, dtype=like.dtype)
         return [part.repeat(1, config.num_heads + config.num_kv_heads, 1) for part in cos_sin]
 
     def generate(
@@ -202,7 +199,7 @@ class Layer(nn.Module):
         if config.moe_layers is None or number in config.moe_layers:
             self.ffn = make_moe(config, number)
         else:
-            self.ffn = FeedForward(config.d_model, config.d_ff, config.activation)
+            self.ffn = FeedForward(config.d_model, config.d_ff)
 
     def forward(self, x: Tensor, ids: Tensor, cos_sin: tuple[Tensor, Tensor], extend: Callable | None = None):
         x = x + self.attention(self.attention_norm(x), cos_sin, extend)
@@ -223,7 +220,7 @@ def make_moe(config: TransformerConfig, number: int) -> MoE:
         if getattr(router, "weight", None) is None:
             raise ValueError(f"router_std must be None where the router has no weight, got {config.router_std}")
         nn.init.normal_(router.weight, std=config.router_std)
-    rest = {name: getattr(config, name) for name in ("activation", "shared_d_ff", "capacity_factor")}
+    rest = {name: getattr(config, name) for name in ("shared_d_ff", "capacity_factor")}
     return MoE(config.d_model, config.d_ff, config.num_experts, config.top_k, router=router, **rest)
 
 
