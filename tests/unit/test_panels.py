@@ -77,8 +77,8 @@ def test_a_history_is_thinned_evenly_and_ends_with_the_last_step(count):
     np.testing.assert_allclose(loads[:, 0], places / 10_000, rtol=1e-6)
     np.testing.assert_allclose(past.column("seconds"), places * 0.002, rtol=1e-5)
     np.testing.assert_allclose(past.column("loss"), np.take(smooth([r.loss for r in records]), places - 1), rtol=1e-5)
-    for others in (records[:50], [record(step) for step in range(1, 60)], []):  # taken back, or replaced
-        assert past.read(others).column("steps").tolist() == list(range(1, len(others) + 1))
+    for others in (records[:50], [record(step) for step in range(9, 70)], []):  # taken back, or replaced
+        np.testing.assert_allclose(past.read(others).column("loss"), smooth([r.loss for r in others]), rtol=1e-5)
 
 
 def test_what_a_run_has_spent_and_its_history_ends_with_it(view, text_run):

@@ -118,14 +118,6 @@ def test_the_map_and_the_table_say_the_same_place():
     assert {"0.5", "1", "2", "4"} < set(mark(view, Boxes).texts) < {f"{level:g}" for level in LEVELS}
 
 
-def test_measured_numbers_have_room_at_the_edges_and_no_name_of_a_line_lies_on_them():
-    points = [(width, batch, 1.0) for width in (1, 4, 5, 8) for batch in (4, 16, 64)]
-    panel = a_map(measured=points).panels()[0]
-    assert panel.x.low < 1 and panel.x.high > 8
-    lines, said = (np.reshape(own.places, (-1, 4))[:, :2] for own in panel.marks if isinstance(own, Boxes))
-    assert len(lines) > 8 and (np.abs(lines[:, None] - said) > (0.3, 0.45)).any(axis=-1).all()
-
-
 def test_a_click_reads_out_its_place_and_anything_else_is_ignored():
     view = a_map()
     index = mark(view, Heat).places.tolist().index([2.5, 6.0])

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.text import Text as Written
 
 from moe_lessons.plots import figure, marks
 from moe_lessons.plots.marks import Axis, Bars, Cells, Line, Panel, Points, Spots, Stack, Table, Text
@@ -116,13 +115,7 @@ def test_a_stack_has_each_expert_as_high_as_its_share_and_a_field_is_divided_whe
     assert hexes(own.get_facecolor()[0] for own in ax.collections) == colors_of(range(4))
 
 
-def test_names_stand_at_the_ends_of_lines_one_over_the_other_and_of_many_those_that_end_alone():
-    lines = [Line([0, 1], [1, y], name, 4, i) for i, (y, name) in enumerate(zip((0, 1.9, 0, 1.9), "abcd"))]
-    ax = drawn(*lines, legend=[(4, "green")])
-    ax.figure.canvas.draw()
-    boxes = sorted((Written.get_window_extent(text) for text in ax.texts), key=lambda box: box.y0)
-    assert sorted(texts(ax)) == ["a", "b", "c", "d"]
-    assert all(low.y1 <= high.y0 + 2 for low, high in zip(boxes, boxes[1:]))
+def test_of_many_lines_those_that_end_alone_are_named():
     lines = [Line([0, 1], [0, end], f"line {end}", 3, model) for model, end in enumerate((0, 0.1, 4, 4.1, 4.2, 4, 2))]
     for shown, named in ((lines, ["line 2"]), (lines[:3], ["line 0", "line 0.1", "line 4"])):
         assert sorted(texts(plot(Panel("", shown, Axis(0, 1), Axis(0, 5), legend=[(3, "all")])))) == named
@@ -157,13 +150,3 @@ def test_panels_stand_in_rows_of_twelve_columns_with_room_for_all_their_letters(
     boxes = [part.axes[0].get_tightbbox() for part in made.subfigs]
     assert not any(box.overlaps(other) for box, other in combinations(boxes, 2))
     assert all(0 <= box.x0 and box.x1 <= made.bbox.x1 and box.y1 <= made.bbox.y1 for box in boxes)
-
-
-@pytest.mark.parametrize("experts, busy", [(8, 2), (16, 1), (16, 16), (3, 0)])
-def test_the_way_of_a_token_has_a_bar_and_an_expert_for_each_that_computes(experts, busy):
-    weights = np.where(np.arange(experts) < busy, 1 / max(busy, 1), 0)
-    ax = drawn(marks.Route(np.full(experts, 1 / experts), weights, 4, (0.1, -0.2), 2, True))
-    colors = hexes(patch.get_facecolor() for patch in ax.patches)
-    assert sum(colors.count(color) for color in {*colors_of(range(busy))}) == 2 * busy
-    terms = {2: "0.50 · E0(x) + 0.50 · E1(x)", 1: "1.00 · E0(x)", 16: "16 experts", 0: "y = 0"}
-    assert any(terms[busy] in text for text in texts(ax))

@@ -132,6 +132,8 @@ def test_what_there_is_to_know_and_a_control_with_the_same_sums():
     always = np.array([[90, 90, 0, 0], [0, 0, 90, 90]])  # each label has two experts of its own
     assert known_share(always, 2) == pytest.approx(1, abs=0.01)
     assert known_share(np.diag([50] * 4), 1) == pytest.approx(1)
+    pairs = 50 * (np.eye(4, dtype=int) + np.roll(np.eye(4, dtype=int), 1, axis=1))  # of four labels, of four experts
+    assert known_share(pairs, 2) == pytest.approx(1, abs=0.02) and known_share(pairs, 1) < 0.52
     assert known_share(np.stack([always, np.roll(always, 1, axis=1)], axis=2), 2) == pytest.approx(1, abs=0.01)
     dealt = shuffled_counts(always, seed=1)
     for axis in (0, 1):
