@@ -13,7 +13,7 @@ from torch import nn
 from moe_lessons.analysis import busy, count_parameters, inference, timing
 from moe_lessons.analysis.inference import Machine, bytes_per_step, decode_speed, distinct_experts, union_law
 from moe_lessons.analysis.step_parts import PARTS, ROUTING, Stopwatch, step_parts, watched
-from moe_lessons.analysis.timing import finish, milliseconds, moved
+from moe_lessons.analysis.timing import Ratio, milliseconds, moved
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, seeded, torch_threads
 
 CONFIG = TransformerConfig(d_model=16, num_layers=2, d_ff=16, num_experts=8, top_k=2, max_positions=32)
@@ -149,15 +149,17 @@ def test_bad_input(changes, sizes, message):
         distinct_experts(model_of(**changes), torch.zeros(4, 3, dtype=torch.long), sizes)
 
 
+def test_the_ratio_is_the_median_over_pairs():
+    assert Ratio.of([2, 4, 60, 4, 3], [1, 2, 20, 1, 1]) == Ratio(median=3, low=2, high=3)  # of 2, 2, 3, 4, 3
+
+
 def test_milliseconds_wait_for_a_gpu_and_are_of_one_thread_or_of_the_clock_on_the_wall(monkeypatch):
-    order, ticks = [], iter([1.0, 1.25])
-    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    order = []
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: order.append(f"wait for {device}"))
-    assert milliseconds(lambda: order.append("call"), "cuda:1") == 250
+    milliseconds(lambda: order.append("call"), "cuda:1")
+    milliseconds(lambda: None, "cpu")
     assert order == ["wait for cuda:1", "call", "wait for cuda:1"]
-    finish("cpu")
-    assert len(order) == 3
     monkeypatch.setattr(time, "thread_time", iter([1.0, 1.25] * 2).__next__)
     monkeypatch.setattr(time, "perf_counter", iter([1.0, 1.5] * 2).__next__)
     for threads, system, expected in ((1, "Linux", 250), (2, "Linux", 500), (1, "Windows", 500)):
