@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import torch
 from onnxscript.optimizer import fold_constants, inline, remove_unused_nodes
@@ -20,7 +19,6 @@ from torch.func import functional_call, functionalize, grad_and_value
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from moe_lessons.nn import LanguageModel, Routing, is_moe, torch_threads
 from moe_lessons.nn.dispatch import weight_matrix
@@ -68,15 +66,22 @@ class Graph:
     outputs: tuple[str, ...]
 
 
-class Given(TorchFunctionMode):
-    """Within it, the noise of a router is what is given: normal (T, E) for its logits, factor (T, D) for its input."""
+@dataclass(frozen=True)
+class PlacedTask(PlaneTask):
+    """A task whose centres are given: those of any seed."""
 
-    def __init__(self, normal: Tensor, factor: Tensor):
-        super().__init__()
-        self.given = {torch.randn_like: normal, Tensor.uniform_: factor}
+    centres: Tensor | None = None
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        return self.given[function] if function in self.given else function(*args, **(kwargs or {}))
+    @property
+    def prototypes(self) -> Tensor:
+        return self.centres
+
+
+class ExpertBias:
+    """As much of a router as an update may move: the bias of its experts (E,), from zero."""
+
+    def __init__(self, num_experts: int):
+        self.expert_bias = torch.zeros(num_experts)
 
 
 class Trained:
@@ -183,11 +188,11 @@ class TrainedPlane(Trained):
         state: see `Trained`; count (); x (T, 2), y (T,); normal (T, E); uniform (T, D); knobs: see `MEANING`. Return
         the next state, the loss of each model (nats), the norm of the gradient, and the load shares (E,)."""
         value = self.turn(knobs)
-        factor = 1 + value["jitter_noise"] * (2 * uniform - 1)  # what uniform_(1 - ε, 1 + ε) gives
-        with Given(normal * value["noise_std"], factor):
-            learned, losses, norm, load, moves = self.learn(
-                state, count, x, y, knobs, lambda routings: (load_share(routings[0]), self.moves(routings[0]))
-            )
+        self.router.draw_noise = lambda logits: normal * value["noise_std"]  # instead of torch's own random numbers
+        self.router.draw_jitter = lambda x: 1 + value["jitter_noise"] * (2 * uniform - 1)
+        learned, losses, norm, load, moves = self.learn(
+            state, count, x, y, knobs, lambda routings: (load_share(routings[0]), self.moves(routings[0]))
+        )
         bias = self.parts(state)[3] + sum(value[name] * move for name, move in moves.items())
         return torch.cat([learned, bias]), losses, norm, load
 
@@ -204,12 +209,12 @@ class TrainedPlane(Trained):
         moved = {}
         for name, knob in KNOBS.items():
             if knob.update and knob.needs(self.router):
-                stand = SimpleNamespace(expert_bias=torch.zeros(self.num_experts))
+                router = ExpertBias(self.num_experts)
                 try:
-                    knob.update(stand, routing, 1.0)
+                    knob.update(router, routing, 1.0)
                 except AttributeError as error:
                     raise ValueError(f"{name} must move nothing but expert_bias in a graph, got {error}") from None
-                moved[name] = stand.expert_bias
+                moved[name] = router.expert_bias
         return moved
 
     def export(self, function: Callable[..., Sequence[Tensor]], inputs: dict[str, Tensor], outputs: tuple) -> Graph:
@@ -272,48 +277,54 @@ class TrainedFacts(Trained):
 
 def export_step(runs: dict[str, Run]) -> Graph:
     """Make the graph of `TrainedPlane.step`. ValueError as there."""
-    own = TrainedPlane(runs)
-    T = own.batch_size
-    inputs = {"state": own.start(), "count": torch.tensor(1.0), "x": torch.rand(T, 2), "y": torch.arange(T).int() % 8}
-    inputs |= {"normal": torch.randn(T, own.num_experts), "uniform": torch.rand(T, own.d_model)}
+    trained = TrainedPlane(runs)
+    T = trained.batch_size
+    inputs = {
+        "state": trained.start(),
+        "count": torch.tensor(1.0),
+        "x": torch.rand(T, 2),
+        "y": torch.arange(T).int() % 8,
+    }
+    inputs |= {"normal": torch.randn(T, trained.num_experts), "uniform": torch.rand(T, trained.d_model)}
     inputs |= {"knobs": torch.full((len(STEP_KNOBS),), 0.01)}
     outputs = "next", "losses", "norm", "load"
-    return own.export(lambda s, n, x, y, *rest: own.step(s, n, x, y.long(), *rest), inputs, outputs)
+    return trained.export(lambda s, n, x, y, *rest: trained.step(s, n, x, y.long(), *rest), inputs, outputs)
 
 
 def export_reading(runs: dict[str, Run]) -> Graph:
     """Make the graph of `TrainedPlane.read`. ValueError as there."""
-    own, N = TrainedPlane(runs), NUM_MEASURED
-    inputs = {"state": own.start(), "x": torch.rand(NUM_TOKENS, 2), "held_x": torch.rand(N, 2)}
-    inputs |= {"held_y": torch.arange(N).int() % 8, "keep": torch.ones(own.num_experts)}
+    trained, N = TrainedPlane(runs), NUM_MEASURED
+    inputs = {"state": trained.start(), "x": torch.rand(NUM_TOKENS, 2), "held_x": torch.rand(N, 2)}
+    inputs |= {"held_y": torch.arange(N).int() % 8, "keep": torch.ones(trained.num_experts)}
     inputs |= {"knobs": torch.full((len(STEP_KNOBS),), 0.01)}
     outputs = "scores", "logits", "probs", "serves", "named", "measured", "accuracy", "clean"
-    return own.export(lambda s, x, hx, hy, keep, knobs: own.read(s, x, hx, hy.long(), keep, knobs), inputs, outputs)
+    return trained.export(
+        lambda s, x, hx, hy, keep, knobs: trained.read(s, x, hx, hy.long(), keep, knobs), inputs, outputs
+    )
 
 
 def export_facts_step(run: Run) -> Graph:
     """Make the graph of `TrainedFacts.step`."""
-    own = TrainedFacts(run)
-    inputs = {"state": own.start(), "count": torch.tensor(1.0), "entries": Facts(own.batch_size).tokens.int()}
+    trained = TrainedFacts(run)
+    inputs = {"state": trained.start(), "count": torch.tensor(1.0), "entries": Facts(trained.batch_size).tokens.int()}
     inputs |= {"knobs": torch.full((len(STEP_KNOBS),), 0.01)}
     outputs = "next", "losses", "norm"
-    return to_onnx(lambda s, n, entries, knobs: own.step(s, n, entries.long(), knobs), inputs, outputs)
+    return to_onnx(lambda s, n, entries, knobs: trained.step(s, n, entries.long(), knobs), inputs, outputs)
 
 
 def export_facts_reading(run: Run) -> Graph:
     """Make the graph of `TrainedFacts.read`, of `NUM_READ` entries."""
-    own = TrainedFacts(run)
-    inputs, outputs = {"state": own.start(), "entries": Facts(NUM_READ).tokens.int()}, ("known", "loss", "accuracy")
-    return to_onnx(lambda s, entries: own.read(s, entries.long()), inputs, outputs)
+    trained = TrainedFacts(run)
+    inputs, outputs = {"state": trained.start(), "entries": Facts(NUM_READ).tokens.int()}, ("known", "loss", "accuracy")
+    return to_onnx(lambda s, entries: trained.read(s, entries.long()), inputs, outputs)
 
 
 def export_batch(task: PlaneTask, num_points: int) -> Graph:
     """Make the graph of `PlaneTask.place`: random numbers (T, 2), blobs (T,) and prototypes (24, 2) -> x, y."""
-    task = PlaneTask(task.name)
 
     def place(drawn: Tensor, blob: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
-        vars(task)["prototypes"] = prototypes  # where it is cached: those of any seed
-        x, y = task.place(drawn, blob.long() if task.has_blobs else None)
+        placed = PlacedTask(task.name, centres=prototypes)
+        x, y = placed.place(drawn, blob.long() if placed.has_blobs else None)
         return x, y.int()
 
     inputs = {"drawn": torch.rand(num_points, 2), "blob": (torch.arange(num_points) % NUM_PROTOTYPES).int()}
@@ -328,18 +339,18 @@ def export_text(model: LanguageModel, window: int) -> Graph:
     probabilities (L, T, E), the experts that serve and their weights, first choices first (L, T, K), what goes into the
     block and what comes out (L, T, D); then all bytes that may come next, likeliest first, and their probabilities
     (T, V); and how much the bytes so far surprised on average, from the second on, in nats (T - 1,)."""
-    own, kept = copy.deepcopy(model).eval(), []
-    own.check_ids = lambda *_: None  # it looks at values
-    for moe in filter(is_moe, own.modules()):
+    copied, kept = copy.deepcopy(model).eval(), []
+    copied.check_ids = lambda *_: None  # it looks at values
+    for moe in filter(is_moe, copied.modules()):
         moe.dispatch = "dense"
         moe.register_forward_hook(lambda _, inputs, outputs: kept.append((inputs[0][0], outputs[0][0], outputs[1])))
-    tensors = dict(own.named_parameters())
+    tensors = dict(copied.named_parameters())
 
     def read(weights: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
         kept.clear()
         pieces, ids = weights.float().split([p.numel() for p in tensors.values()]), ids.long()
         given = {name: piece.view(p.shape) for (name, p), piece in zip(tensors.items(), pieces)}
-        logits = functional_call(own, given, (ids[None],))[0][0]  # (T, V)
+        logits = functional_call(copied, given, (ids[None],))[0][0]  # (T, V)
         found = []
         for x, y, routing in kept:
             chosen = (v.view(routing.top_k, window).T for v in (routing.expert_idx.int(), routing.weight))  # (T, K)

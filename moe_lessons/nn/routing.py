@@ -193,9 +193,13 @@ class TopKRouter(nn.Module):
     def choice_logits(self, x: Tensor) -> Tensor:
         """The scores that the choice is made from: noisy ones where there is noise, in training only."""
         if self.training and self.jitter_noise > 0:
-            factor = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))  # bfloat16 is too coarse
-            x = x * factor.uniform_(1 - self.jitter_noise, 1 + self.jitter_noise)
+            x = x * self.draw_jitter(x)
         return self.router_logits(x)
+
+    def draw_jitter(self, x: Tensor) -> Tensor:
+        """Draw what each number of x (T, D) is multiplied by."""
+        factor = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))  # bfloat16 is too coarse
+        return factor.uniform_(1 - self.jitter_noise, 1 + self.jitter_noise)
 
     def extra_repr(self) -> str:
         text = f"d_model={self.d_model}, num_experts={self.num_experts}, top_k={self.top_k}"
@@ -238,7 +242,11 @@ class NoisyTopKRouter(TopKRouter):
         if self.noise == "learned":
             with no_autocast(x):
                 std = F.softplus(F.linear(x.to(logits.dtype), self.noise_weight.to(logits.dtype))) + 1e-2  # (T, E)
-        return logits + torch.randn_like(logits) * std
+        return logits + self.draw_noise(logits) * std
+
+    def draw_noise(self, logits: Tensor) -> Tensor:
+        """Draw standard normal numbers (T, E)."""
+        return torch.randn_like(logits)
 
     def extra_repr(self) -> str:
         noise_std = f", noise_std={self.noise_std}" if self.noise == "gaussian" else ""
