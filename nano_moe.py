@@ -248,8 +248,8 @@ def parse(argv):
         parser.error(f"--d-model must be a multiple of 2 · --heads ({2 * args.heads}), got {args.d_model}")
     if not (0 < args.lr < math.inf and 0 <= args.aux_loss < math.inf):
         parser.error(f"--lr must be above 0 and --aux-loss at least 0, got {args.lr} and {args.aux_loss}")
-    if not 0 <= args.seed < 2**63:
-        parser.error(f"--seed must be between 0 and 2^63 - 1, got {args.seed}")
+    if not 0 <= args.seed < 2**32:
+        parser.error(f"--seed must be between 0 and 2^32 - 1, got {args.seed}")
     try:
         torch.zeros(1, device=args.device).item()
     except (RuntimeError, AssertionError, NotImplementedError):  # torch has a different one for each reason

@@ -18,7 +18,7 @@ from moe_lessons.tasks import PLANE_TASKS, PlaneTask
 from moe_lessons.tasks.plane import CLASS_MAP, MOST_POINTS, OWN_NOISE, PLACES, POINTS_ARE, spread_prototypes
 from moe_lessons.training import DEAD_SHARE, PRESETS, PlaneSetting, Run
 from moe_lessons.training.as_pytorch import TEMPLATE, read_parts
-from moe_lessons.training.knobs import KNOBS, Knob, idle_with
+from moe_lessons.training.knobs import KNOBS, idle_with
 from moe_lessons.training.run import HELD_OUT, NOISE
 from moe_lessons.training.settings import D_MODEL, NUM_CLASSES, ROUTER_STARTS, plane_model, with_baselines
 from moe_lessons.widgets.canvas import COLORS
@@ -133,8 +133,7 @@ def describe_control(name: str, stops: Any = None, by_experts: dict[int, Sequenc
         said["by_experts"] = {experts: said_stops(found) for experts, found in by_experts.items()}
     if name in KNOBS:
         low, high = row.limits
-        allowed = f"a number {'above' if row.is_above else 'of at least'} {low:g}"
-        allowed += f" and at most {high:g}" if high < Knob.limits[1] else ""
+        allowed = f"a number {'above' if row.is_above else 'of at least'} {low:g} and at most {high:g}"
         said |= {"limits": row.limits, "is_above": row.is_above, "allowed": allowed, "off": row.off}
     return said
 

@@ -69,7 +69,7 @@ def check_number(name: str, value: Any, minimum: float = 0.0, above: bool = Fals
 
 
 def check_seed(seed: Any) -> int:
-    return check_whole("seed", seed, 0, 2**62, "a whole number from 0 to 2**62")
+    return check_whole("seed", seed, 0, 2**32 - 1, "a whole number from 0 to 2**32 - 1")  # torch reads 32 bits
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[str]) -> Any:

@@ -33,14 +33,12 @@ def read_parts(template: str) -> list[Part]:
 
 
 def said(value: Any) -> str:
-    """Write a value as code and as a condition have it: a number in digits, as JavaScript can, too.
+    """Write a value as code and as a condition have it: a number with all its digits, and 0.0 as JavaScript does.
 
-    >>> said(1e-05), said(3.0), said(None)
-    ('0.00001', '3', 'none')
+    >>> said(1 / 3), said(3.0), said(None)
+    ('0.3333333333333333', '3', 'none')
     """
-    if isinstance(value, float):
-        return f"{value:.12f}".rstrip("0").rstrip(".")
-    return "none" if value is None else str(value)
+    return "none" if value is None else str(value).removesuffix(".0")
 
 
 def as_pytorch(setting: PlaneSetting, seed: int = 0) -> str:
@@ -54,7 +52,8 @@ def as_pytorch(setting: PlaneSetting, seed: int = 0) -> str:
     unknown = [name for name, knob in KNOBS.items() if name not in TEMPLATE and getattr(setting, name) != knob.off]
     if setting.router not in ROUTERS or unknown:
         raise ValueError(f"setting must be one that as_pytorch.txt has parts for, got {[setting.router, *unknown]}")
-    values = {name: said(value) for name, value in (asdict(setting) | {"seed": check_seed(seed)}).items()}
+    numbers = {name: knob.check(getattr(setting, name)) for name, knob in KNOBS.items()}
+    values = {name: said(value) for name, value in (asdict(setting) | numbers | {"seed": check_seed(seed)}).items()}
     values |= {"task": "points"} if setting.points else {}
 
     def stays(when) -> bool:

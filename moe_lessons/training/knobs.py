@@ -32,7 +32,7 @@ class Knob:
     unit: str = ""
     tip: str = ""
     stops: tuple[float, ...] = ()
-    limits: tuple[float, float] = (0.0, 1e30)  # float32 holds it
+    limits: tuple[float, float] = (0.0, 1e15)  # far beyond use, and every language writes it in digits
     is_above: bool = False
     off: float | None = 0.0
     needs: Callable[[nn.Module], bool] | None = None
@@ -50,7 +50,7 @@ class Knob:
         """Return a value as it is applied, or raise ValueError."""
         if value is None and self.off is None:
             return None
-        return check_number(self.name, value, self.limits[0], self.is_above, self.limits[1])
+        return check_number(self.name, value, self.limits[0], self.is_above, self.limits[1]) + 0.0  # no -0.0
 
 
 ROWS = [

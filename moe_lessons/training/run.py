@@ -304,7 +304,7 @@ class Run:
         cuda = [self.device.index or 0] if self.device.type == "cuda" else []
         with torch.random.fork_rng(cuda), torch_threads(1):
             for generator in (torch.default_generator, *(torch.cuda.default_generators[i] for i in cuda)):
-                generator.manual_seed((NOISE * (self.seed + 1) + len(self.records)) % 2**63)
+                generator.manual_seed(NOISE * (self.seed + 1) + len(self.records))
             yield
 
     def _weights(self) -> list[Tensor]:

@@ -23,6 +23,9 @@ SETTINGS = {
     "4 of 16, soft spread": PlaneSetting("voronoi", 16, 4, router_start="soft spread", lr=0.01),
     "own points": PlaneSetting(top_k=1, router_start="spread", points="0fle3xy70gd01te2"),
     "capacity, top-1": replace(PRESETS["capacity"], capacity_factor=0.75),
+    "a capacity of many digits": PlaneSetting("uneven", capacity_factor=0.5 + 1e-11, jitter_noise=-0.0, noise_std=0.5),
+    "the largest": PlaneSetting(capacity_factor=1e15, router_aux_loss_coef=1e15, router_z_loss_coef=1e15),
+    "the smallest": PlaneSetting(router="sigmoid", lr=1e-20, router_aux_loss_coef=1e-20, expert_bias_rate=1e-20),
     "capacity of 10": PlaneSetting("uneven", num_experts=10, capacity_factor=1.1),
 }
 
@@ -38,7 +41,7 @@ def test_its_losses_are_those_of_the_run_and_it_needs_torch_alone(setting, seed)
     assert sum(p.numel() for p in names["model"].parameters()) == sum(p.numel() for p in run.model.parameters())
     imported = [node for node in ast.walk(ast.parse(program)) if isinstance(node, (ast.Import, ast.ImportFrom))]
     needed = {getattr(node, "module", None) or node.names[0].name for node in imported}
-    assert {name.split(".")[0] for name in needed} <= {"torch", "math"}
+    assert {name.split(".")[0] for name in needed} <= {"torch", "math", "fractions"}
     assert sum(bool(line.strip()) for line in program.splitlines()) <= 90
     assert max(map(len, program.splitlines())) <= 120
 

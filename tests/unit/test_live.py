@@ -120,10 +120,10 @@ async def test_when_one_of_several_runs_fails_all_stay_in_step_and_can_go_on(why
     weights = [p.detach().clone() for p in runs[0].model.parameters()]
     runs[1].model.__class__, runs[1].model.broken = Faulty, why == "second raises"
     for run in runs if why == "all diverge" else runs[1:2]:
-        run.knobs.lr = 0.01 if why == "second raises" else 1e30
+        run.knobs.lr = 0.01 if why == "second raises" else 1e15
     view.play(20)
     await view.finished()
-    steps, said = view.step, "IndexError: expert 9" if why == "second raises" else "lower the learning rate (now 1e+30)"
+    steps, said = view.step, "IndexError: expert 9" if why == "second raises" else "lower the learning rate (now 1e+15)"
     assert {len(run.records) for run in runs} == {steps} and steps < 9
     assert said in words(view) and "paused" in status(view)
     assert all(p.abs().max() < 100 for run in runs for p in run.model.parameters())

@@ -40,7 +40,7 @@ from moe_lessons.widgets.picture import descendants
 EXAMPLES = int(os.environ.get("RANDOM_ACTIONS", 0))
 ACTIONS = 14  # in a sequence, at most
 BUTTON_STEPS = 4  # that a button trains at most, so that an action is quick
-HIGH_LR = 1e30
+HIGH_LR = 1e15
 MOVABLE = (W.IntSlider, W.FloatSlider, W.SelectionSlider, W.Dropdown, W.BoundedIntText, W.Checkbox)
 complaints: list[str] = []  # what ipywidgets has logged: exceptions in what a message of the page calls
 

@@ -207,7 +207,8 @@ def test_the_manifest_has_what_the_table_of_knobs_and_the_panels_say():
     assert noise["label"] == "Noise (std)" and noise["tip"] == KNOBS["noise_std"].tip
     assert noise["stops"][:2] == [["off", 0.0], ["0.05", 0.05]]
     assert experts["stops"] == [["1", 1], ["2", 2], ["4", 4], ["8", 8], ["16", 16]]
-    assert noise["limits"][0] == noise["off"] == 0 and made["controls"]["lr"]["allowed"] == "a number above 0"
+    assert noise["limits"][0] == noise["off"] == 0
+    assert made["controls"]["lr"]["allowed"] == "a number above 0 and at most 1e+15"
     assert made["controls"]["jitter_noise"]["allowed"] == "a number of at least 0 and at most 1"
     assert made["controls"]["top_k"]["by_experts"]["8"] == [["1", 1], ["2", 2], ["4", 4], ["8", 8]]
     assert list(made["left_out"]) == ["capacity_factor"] and "mute" in made["kept"]

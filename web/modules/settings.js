@@ -10,8 +10,6 @@ const refuse = (what) => {
   throw new Error(`The address cannot be read: ${what}.`);
 };
 
-const asCode = (value) => (typeof value === "number" ? value.toFixed(12).replace(/\.?0+$/, "") : value);
-
 export class Settings {
   /** @param {object} manifest see web/manifest.py and web/wall.py */
   constructor(manifest) {
@@ -60,7 +58,7 @@ export class Settings {
   read(name, text, values) {
     const { limits, is_above, allowed, most, end } = this.controls[name];
     if (most) {
-      const points = text.match(/.{1,4}/g) ?? [];
+      const points = text.match(/[^]{1,4}/g) ?? [];
       const isGood = (digits) => /^[0-9a-z]{4}$/.test(digits) && parseInt(digits, 36) < end;
       if (!points.every(isGood)) refuse(`${name} must be ${allowed}, got ${text.slice(0, 80)}`);
       return points.length <= most ? text : refuse(`${name} must be at most ${most}, got ${points.length}`);
@@ -128,7 +126,7 @@ export class Settings {
   /** @returns {string} a program of PyTorch with these values, as `as_pytorch` in moe_lessons/training writes it */
   code(values) {
     const said = Object.fromEntries(
-      Object.entries(this.inForce(values)).map(([name, value]) => [name, asCode(value)]),
+      Object.entries(this.inForce(values)).map(([name, value]) => [name, String(value)]),
     );
     said.capacity_factor ??= "none";
     if (said.points) said.task = "points";
