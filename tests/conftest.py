@@ -6,7 +6,7 @@ import matplotlib
 import pytest
 from hypothesis import settings
 
-from moe_lessons.course import progress
+from moe_lessons.support import progress
 from tests.chromium import browser, violations  # noqa: F401
 
 matplotlib.use("agg")

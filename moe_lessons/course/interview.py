@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import ipywidgets as W
 
-from moe_lessons.course import progress
 from moe_lessons.course.lessons import LESSONS
-from moe_lessons.course.question import HERE, Keeper, Sheet, as_words
+from moe_lessons.course.question import HERE, Sheet, as_words
+from moe_lessons.support import progress
 from moe_lessons.support.errors import check_choice, is_number
+from moe_lessons.support.keeper import Keeper
 from moe_lessons.support.show import Markdown, read_parts, split_points
 
 SOURCE = re.compile(r"\s*\[(\d\d\w?)(?:: ([\w-]+))?\]")  # [07: claim] or [07]

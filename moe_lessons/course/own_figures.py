@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from moe_lessons.analysis.quality import times_as_wide, times_the_cost
 from moe_lessons.analysis.results import load_ends
 from moe_lessons.analysis.speedup import measure_speedups
-from moe_lessons.course import progress
 from moe_lessons.course.interview import busy_ones, lacking
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
+from moe_lessons.support import progress
 from moe_lessons.training import PRESETS, SeedBand, facts_runs, is_dead, remedy_setting, train
 
 BOOK, MIXTURE = "book_8000", "MoE, E=16"  # a stored sweep, and its mixture of which the lessons speak

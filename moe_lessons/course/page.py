@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import ipywidgets as W
 
 from moe_lessons import exercises
-from moe_lessons.course import progress
 from moe_lessons.course.interview import figures
 from moe_lessons.course.lessons import LESSONS, Lesson
-from moe_lessons.course.question import Keeper, Sheet
+from moe_lessons.course.question import Sheet
 from moe_lessons.course.quiz import QUIZZES, read_quiz
+from moe_lessons.support import progress
+from moe_lessons.support.keeper import Keeper
 from moe_lessons.support.static import static_mode
 
 STATIC = """*On a static page, as here, you see the table of somebody who has not begun. Run this notebook, and it is

@@ -14,25 +14,14 @@ import traitlets as T
 from IPython.display import display
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from moe_lessons.course import progress
+from moe_lessons.support import progress
 from moe_lessons.support.errors import check_choice, is_number
+from moe_lessons.support.keeper import Keeper
 from moe_lessons.support.modules import join_modules
 from moe_lessons.support.static import in_notebook, static_mode
 
 HERE = Path(__file__).parent
-WIDGETS = HERE.parent / "widgets"
-KEEP = join_modules(WIDGETS / "canvas" / "keep.js")
 PLACES = 41  # along the x axis of a curve, at which it has a value
-
-
-class Keeper(anywidget.AnyWidget):
-    """A widget that draws nothing: it has what is seen saved with the notebook, where no question does that."""
-
-    _esm = f"{KEEP}\nexport default {{ initialize: keep, render() {{}} }};"
-    _css = (WIDGETS / "canvas.css").read_text("utf-8")
-
-    def __init__(self):
-        super().__init__(layout=W.Layout(display="none"))
 
 
 class Sheet(W.VBox):

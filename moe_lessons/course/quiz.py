@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import ipywidgets as W
 
-from moe_lessons.course import progress
 from moe_lessons.course.question import HERE, Question, Sheet
+from moe_lessons.support import progress
 from moe_lessons.support.errors import check_choice
 from moe_lessons.support.show import read_parts, split_points
 

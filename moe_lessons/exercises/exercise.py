@@ -15,10 +15,10 @@ import ipywidgets as W
 import torch
 from torch import Tensor
 
-from moe_lessons.course import progress
-from moe_lessons.course.question import Keeper
 from moe_lessons.nn import seeded
+from moe_lessons.support import progress
 from moe_lessons.support.errors import shown
+from moe_lessons.support.keeper import Keeper
 from moe_lessons.support.show import Markdown, Source, read_parts, show_source, split_points
 from moe_lessons.support.static import in_notebook, static_mode
 

@@ -6,11 +6,11 @@ import torch
 from ipywidgets.widgets.widget import _instances
 
 from moe_lessons import exercises
-from moe_lessons.course import progress
 from moe_lessons.course.lessons import LESSONS
 from moe_lessons.exercises import EXERCISES
 from moe_lessons.exercises import exercise as limits
 from moe_lessons.exercises.exercise import Exercise
+from moe_lessons.support import progress
 
 MISTAKES = [(exercise, *mistake) for exercise in EXERCISES for mistake in exercise.mistakes]
 

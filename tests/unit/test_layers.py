@@ -89,7 +89,7 @@ def allowed_in(path: Path) -> set[str]:
     if part in LAYERS:
         return {"support", *LAYERS[: LAYERS.index(part) + 1]}
     if part == "exercises":  # these record progress, and draw nothing
-        return {"support", "course", part, "nn", "tasks", "training", "analysis"}
+        return {"support", part, "nn", "tasks", "training", "analysis"}
     return {"support"} if part == "support" else {"support", "__version__", *LAYERS, *BESIDE}
 
 
@@ -102,6 +102,11 @@ def test_imports_point_downwards(path):
     if path.parts[0] == "nn":
         outside = {name.split(".")[0] for name in names} - {"moe_lessons", "torch"} - set(sys.stdlib_module_names)
         assert not outside, f"moe_lessons/{path} imports {', '.join(sorted(outside))} beside torch"
+
+
+def test_what_a_maintainer_runs_is_above_the_site():
+    names = {name for path in (ROOT / "web").rglob("*.py") for name in imported(path.read_text(encoding="utf-8"))}
+    assert "web.graphs.TrainedPlane" in names and not {name.split(".")[0] for name in names} & {"tools", "tests"}
 
 
 try:

@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from moe_lessons.course.question import CurvePrediction, Keeper, Prediction
+from moe_lessons.course.question import CurvePrediction, Prediction
+from moe_lessons.support.keeper import Keeper
 from moe_lessons.widgets.canvas import LiveCanvas
 
 DEFINED = re.compile(r"^(?:async )?(?:const|let|class|function) (\w+)", re.MULTILINE)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from moe_lessons.course import progress
+from moe_lessons.support import progress
 
 NEEDS_PIPES = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
 GOOD = {"04.speed": {"value": 2.0}}
@@ -76,7 +76,7 @@ import os, sys, types
 import moe_lessons
 sys.modules["moe_lessons.course"] = course = types.ModuleType("moe_lessons.course")  # the whole has torch
 course.__path__ = [os.path.join(*moe_lessons.__path__, "course")]
-from moe_lessons.course import progress
+from moe_lessons.support import progress
 """
 WRITER = LIGHT + """
 for number in range(int(sys.argv[2])):

@@ -10,7 +10,7 @@ import pytest
 from moe_lessons.plots.marks import encode_panel
 from moe_lessons.widgets import CollapseLab, LiveRun, Picture
 from moe_lessons.widgets.canvas import LiveCanvas
-from web import recorder
+from tools import recorder
 from web.lesson_views import LESSON_FILES, RECORDINGS, View, views_of
 
 VIEWS = [view for path in LESSON_FILES for view in views_of(path)]
@@ -50,7 +50,7 @@ def test_a_recording_has_what_the_view_shows_at_each_step(tmp_path, monkeypatch)
     assert [path.name for path in tmp_path.iterdir()] == ["07-CollapseLab-2.z"]
     head, pictures = decode(tmp_path / "07-CollapseLab-2.z")
     assert head["about"].startswith("CollapseLab(play=24, seed=2) of lesson 07, made on 20")
-    assert "by python -m web.recorder 07-CollapseLab-2 with moe_lessons" in head["about"]
+    assert "by python -m tools.recorder 07-CollapseLab-2 with moe_lessons" in head["about"]
     assert [picture.words["step"] for picture in pictures] == list(range(25))
     lab, size = CollapseLab(seed=2), 0
     for step, picture in enumerate(pictures):

@@ -1,5 +1,5 @@
 // A recording as a view of a page: what the kernel sent to the canvas of a live view while a real run trained, drawn by the
-// same canvas. web/recorder.py makes recordings, and says how they are stored. The state is the name of one.
+// same canvas. tools/recorder.py makes recordings, and says how they are stored. The state is the name of one.
 
 import canvas from "./canvas/index.js";
 import { Control, bar, button, damaged, make, unpacked } from "./parts.js";

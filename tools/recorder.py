@@ -1,4 +1,4 @@
-"""``python -m web.recorder [NAME ...]``: make recordings of the live views of the lessons, or all, into web/recordings.
+"""``python -m tools.recorder [NAME ...]``: record live views of the lessons, or all of them, into web/recordings.
 
 A recording has what the kernel sends to the canvas of a view while a real run trains: the lesson's own cells are
 executed as `make render` does it, and what trains is shown on the way. Of a view of which nothing trains it has one
@@ -53,7 +53,7 @@ def main(*names: str) -> None:
         wanted = {view.name: view.cell for view in views if view.name in (names or every)}
         if wanted:
             notebook = nbformat.read(path, as_version=4)
-            start = f"import sys\nsys.path.append({str(ROOT)!r})\nfrom web.recorder import watch\n"
+            start = f"import sys\nsys.path.append({str(ROOT)!r})\nfrom tools.recorder import watch\n"
             start += f"watch({str(path)!r}, {list(wanted)})"
             cells = notebook.cells[: max(wanted.values()) + 1]
             notebook.cells = [nbformat.v4.new_code_cell(start), *cells]
@@ -130,7 +130,7 @@ def write_recording(path: Path, of: str, shown: Sequence[Shown]) -> None:
         frames.append(frame)
         before = now
     made_with = f"moe_lessons {__version__} and torch {torch.__version__}"
-    about = f"{of} of lesson {path.stem.split('-')[0]}, made on {date.today()} by python -m web.recorder {path.stem}"
+    about = f"{of} of lesson {path.stem.split('-')[0]}, made on {date.today()} by python -m tools.recorder {path.stem}"
     head = {"about": f"{about} with {made_with}", "colors": COLORS, "size": size, "frames": frames}
     write_compressed(path, json.dumps(head, separators=(",", ":")).encode() + b"\n" + tail)
 
