@@ -138,7 +138,7 @@ class Interview(Sheet):
         self.answer.value, self.answer.tooltip = str(kept.get("answer", "")), f"Your answer to: {now.question}"
         self._keep()
         self.back.disabled, self.next.disabled = place == 0, place == len(self.questions) - 1
-        if "said" in kept:
+        if isinstance(kept.get("said"), list):  # else it is none of ours: the file may be edited by hand
             self._reveal(kept["said"])
         number = f"Question {place + 1} of {len(self.questions)}."
         self.title.value = f"<h4 style='margin: 0'>{number} {now.question}</h4>"  # last: by then all stands

@@ -142,7 +142,9 @@ class Exercise:
                     said = (self.try_case or self.compare)(answer, *case)
                 except Problem as problem:
                     return problem.status, str(problem) or nothing
-                except Exception as error:
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:
                     return "wrong", f"Your answer cannot be read: {type(error).__name__}: {error}"
         return "right", said or f"All {len(cases)} cases agree."
 
@@ -195,7 +197,9 @@ def attempt(answer: Callable, *given: Any, at: str = "") -> Any:
     """Give what `answer`(*given) gives. Raises Problem where it stops with an error, or returns nothing."""
     try:
         result = answer(*given)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         frames = traceback.extract_tb(error.__traceback__)[1:]  # without this one
         line = f", in the line '{shorten(frames[0].line, 120)}'" if frames and frames[0].line else ""
         where = f"{at}{line}: ".lstrip(", :")

@@ -1,11 +1,14 @@
 """Writing a file: all of it, or nothing. Reading a configuration: one object of JSON."""
 
 import errno
+import glob
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -16,8 +19,8 @@ def write_whole(path: Path, content: bytes) -> None:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     if path.exists() and not path.is_file():
         raise FileExistsError(errno.EEXIST, "what is there is no regular file", str(path))
+    remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # in the same folder: a move within one disk
-    temporary.unlink(missing_ok=True)
     try:
         with open(temporary, "xb") as file:  # never through a link
             file.write(content)
@@ -26,6 +29,14 @@ def write_whole(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what writers of `path` that were killed have left beside it, and this process itself."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        writer = left.name.split(".")[-2]
+        if writer.isdecimal() and (int(writer) == os.getpid() or not psutil.pid_exists(int(writer))):
+            left.unlink(missing_ok=True)
 
 
 def write_rows(path: Path, rows: Iterable[dict]) -> None:

@@ -123,7 +123,9 @@ def _read(path: Path) -> tuple[Progress, str]:
         content = dict(json.loads(path.read_text("utf-8")))
     except (ValueError, TypeError, RecursionError) as error:  # no JSON, no UTF-8, no sections
         return {}, f"it is no JSON: {error}"
-    content.pop("version", VERSION)
+    version = content.pop("version", VERSION)
+    if isinstance(version, int) and version > VERSION:
+        raise OSError(errno.ENOTSUP, f"it is of version {version}, and this course reads version {VERSION}: update it")
     sections = {name: part for name, part in content.items() if isinstance(part, dict)}
     whole = {name: {k: e for k, e in part.items() if isinstance(e, dict)} for name, part in sections.items()}
     return whole, "" if whole == content else "entries that are none"

@@ -16,7 +16,6 @@ from moe_lessons.training import Run
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets.controls import CONTROLS, Box, CheckBoxes, control, move
 from moe_lessons.widgets.live import LiveRun
-from moe_lessons.widgets.loop import FAULTS
 from moe_lessons.widgets.spec import Spec, State
 
 MOST = 10**9  # of what is counted
@@ -204,7 +203,7 @@ class Lab(LiveRun):
             values["top_k"] = min(values["top_k"], values["num_experts"])
         try:
             self._apply(self.check(values), "afresh" in moved)
-        except FAULTS:  # of a learner's block
+        except BaseException:  # of a learner's block
             self.show_values()
             raise
 

@@ -21,7 +21,7 @@ from moe_lessons.support.errors import check_positive_int, shown
 from moe_lessons.tasks import PlaneTask
 from moe_lessons.training import Run, TrainingDiverged, step_together
 from moe_lessons.training.knobs import KNOBS
-from moe_lessons.widgets.loop import FAULTS, Loop, error_sentence
+from moe_lessons.widgets.loop import INTERRUPTS, Loop, error_sentence
 from moe_lessons.widgets.picture import Picture, tips
 from moe_lessons.widgets.plane_readings import NUM_TOKENS, Plane, clean_load, read_plane
 from moe_lessons.widgets.spec import Spec, State
@@ -287,7 +287,9 @@ class LiveRun(Picture):
             panels, now = self._due(asked), round(time.monotonic() / TEXT_INTERVAL)
             if asked or self._is_old("lines", (), now, PANELS_SHARE / len(self.functions)):
                 words = self._make("lines", self.lines, (), now)
-        except FAULTS as error:  # of a learner's model or panel
+        except INTERRUPTS:
+            raise
+        except BaseException as error:  # of a learner's model or panel
             if not self.canvas.frame:  # there was no picture yet
                 raise
             self.pause()
@@ -364,7 +366,9 @@ def has_diverged(run: Run) -> bool:
     """Return whether the last update was too large, which no step has noticed yet."""
     try:
         return not math.isfinite(run.evaluate(1)["loss"])
-    except FAULTS:
+    except INTERRUPTS:
+        raise
+    except BaseException:
         return False
 
 

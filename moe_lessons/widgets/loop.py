@@ -18,7 +18,7 @@ SENDING = 0.03  # what a picture costs before any panel is drawn, as a part of w
 TURN = 0.01  # seconds of training at once: then the kernel has a turn
 TURNS = 3  # of the event loop after it: one message from the page needs several
 
-FAULTS = (Exception, SystemExit)  # of a learner's code, `sys.exit()` in a block too; an interrupt stays an interrupt
+INTERRUPTS = (KeyboardInterrupt, asyncio.CancelledError)  # all else is a fault of a learner's code: `sys.exit()`, too
 _loops: "weakref.WeakSet[Loop]" = weakref.WeakSet()  # all that have trained: an interrupt pauses each
 
 
@@ -112,7 +112,9 @@ class Loop:
                     self._take_a_turn()
                 for _ in range(TURNS):
                     await asyncio.sleep(0)
-        except FAULTS as error:
+        except INTERRUPTS:
+            raise
+        except BaseException as error:
             self.trouble = error_sentence(error)
         finally:
             self.playing = False
@@ -167,7 +169,9 @@ class Loop:
     def _try(self, action: Callable[[], None]) -> None:
         try:
             action()
-        except FAULTS as error:
+        except INTERRUPTS:
+            raise
+        except BaseException as error:
             self.trouble = error_sentence(error)
 
     def _check_open(self) -> None:

@@ -69,10 +69,11 @@ def ends(error):
 def test_an_unruly_answer_gets_one_sentence(exercise):
     answers = [lambda *_, value=value: value for value in STRANGE]
     answers += [lambda *_: 1 / 0, lambda a, b, c, d, e, f, g, h, i: 0, lambda *_: ends(SystemExit)]
+    answers += [lambda *_: ends(GeneratorExit), lambda *_: ends(BaseException("own"))]
     for answer in answers:
         check = exercise.check(answer)
         assert check.status in ("wrong", "raised") and "\n" not in repr(check) and len(repr(check)) < 800, check
-    assert "in the line 'answers += [" in exercise.check(answers[-3]).message.lower()
+    assert "in the line 'answers += [" in exercise.check(answers[-5]).message.lower()
     with pytest.raises(KeyboardInterrupt):  # a user's
         exercise.check(lambda *_: ends(KeyboardInterrupt))
 

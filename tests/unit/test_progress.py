@@ -100,7 +100,8 @@ def test_kills_in_the_middle_of_a_write_lose_nothing(path, capsys):
         process.wait()
         kept = [key for key in progress.read()["figures"] if key.startswith(f"{kill:02}")]
         assert len(kept) >= int(told) + 1
-    assert capsys.readouterr().err == ""
+    progress.record("quiz", "07.a", last="a")
+    assert capsys.readouterr().err == "" and sorted(path.parent.iterdir()) == [path, Path(f"{path}.lock")]
 
 
 def test_two_writers_at_once_lose_nothing(path):
@@ -142,6 +143,7 @@ def test_where_the_file_cannot_be_written_it_stays_whole_and_the_answers_come_la
         lambda path: path.mkdir(parents=True),
         lambda path: path.parent.write_text(""),
         pytest.param(lambda path: path.parent.mkdir() or os.mkfifo(path), marks=NEEDS_PIPES),
+        lambda path: path.parent.mkdir() or path.write_text('{"version": 2, "quiz": [{"07.b": 3}]}'),
     ],
 )
 def test_a_place_where_no_file_can_be_is_named_and_waited_for_by_nobody(path, taken):
