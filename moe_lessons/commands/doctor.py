@@ -11,7 +11,7 @@ from pathlib import Path
 
 INSTALL = "install the course again: `pip install -e .` in its folder"
 EXTENSIONS = {"@jupyter-widgets/jupyterlab-manager": "jupyterlab_widgets", "anywidget": "anywidget"}
-Findings = Iterator[tuple[str, str, str]]  # 'ok', 'warn' or 'FAIL'; what was seen; what to do unless it is ok
+Findings = Iterator[tuple[str, str, str]]  # 'ok' or 'FAIL'; what was seen; what to do unless it is ok
 
 
 def main(argv: Sequence[str] = ()) -> int:
@@ -56,16 +56,13 @@ def check_torch() -> Findings:
 
 
 def check_kernel() -> Findings:
-    """Find whether the kernel of the notebooks is of this environment, and answers controls while a cell waits."""
+    """Find whether the kernel of the notebooks is of this environment."""
     from jupyter_client.kernelspec import KernelSpecManager
 
     here = Path(sys.executable).parent.resolve()  # the folder of this environment: where links lead to does not count
     program = Path(KernelSpecManager().get_kernel_spec("python3").argv[0])  # a bare `python` is this interpreter
     status = "FAIL" if program.is_absolute() and program.parent.resolve() != here else "ok"
     yield status, f"the kernel 'python3' is {program}", f"run `{sys.executable} -m ipykernel install --sys-prefix`"
-    if metadata.version("ipykernel").startswith("6."):
-        seen = "ipykernel 6: controls are answered only when the cell that waits has ended"
-        yield "warn", seen, "make the environment again with Python 3.11 or newer, which brings ipykernel 7.4"
 
 
 def check_extensions() -> Findings:

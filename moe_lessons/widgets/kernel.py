@@ -4,15 +4,21 @@ where a later one differs."""
 import asyncio
 import signal
 import sys
+from functools import partial
 
 
 def prepare_kernel() -> None:
     """Have ipykernel 7.4 handle the messages of a control in the subshell that the page names, as it did before: in the
     shell of the cells, which it would choose while a view trains, no answer comes while a cell awaits, and the page
-    keeps the control's next value back for ever. And have Colab draw widgets that are not its own."""
+    keeps the control's next value back for ever. Have ipykernel 6, which has no subshells, handle them while a cell
+    awaits, too. And have Colab draw widgets that are not its own."""
     comm = getattr(sys.modules.get("ipykernel.comm.comm"), "BaseComm", None)  # a notebook's kernel has loaded it
     if hasattr(comm, "_reply_subshell_for"):
         comm._reply_subshell_for = lambda self, data, default: default
+    kernel = getattr(sys.modules.get("ipykernel.kernelbase"), "Kernel", None)
+    if hasattr(kernel, "schedule_dispatch") and kernel.initialized():  # 6 alone has one queue of all messages
+        kernel = kernel.instance()
+        kernel.shell_stream.on_recv(partial(hear, kernel), copy=False)
     if "google.colab" in sys.modules:  # its kernel has loaded it
         from google.colab import output
 
@@ -39,3 +45,24 @@ def stop_at_once() -> None:
 
     handler.task = task
     signal.signal(signal.SIGINT, handler)
+
+
+WIDGETS = ("comm_open", "comm_msg", "comm_close")  # the messages between a widget and its page
+
+
+def hear(kernel, frames: list) -> None:
+    """Handle what a page says to a widget at once, also while a cell awaits. All else waits: ipykernel 6 (6.29 to 6.31)
+    has one queue, and a page that is answered behind the cells in it sees nothing of a view until they have ended."""
+    idents, parts = kernel.session.feed_identities(frames, copy=False)
+    kind = kernel.session.unpack(parts[1].bytes)["msg_type"]
+    if kind not in WIDGETS:
+        return kernel.schedule_dispatch(kernel.dispatch_shell, frames)
+    message = kernel.session.deserialize(parts, content=True, copy=False)
+    cell = kernel._parent_ident["shell"], kernel.get_parent("shell")  # whose outputs go on when this is done
+    kernel.set_parent(idents, message)
+    kernel._publish_status("busy", "shell")
+    try:
+        kernel.shell_handlers[kind](kernel.shell_stream, idents, message)
+    finally:
+        kernel._publish_status("idle", "shell")  # without it the page keeps the control's next value back
+        kernel.set_parent(*cell)

@@ -148,13 +148,11 @@ def test_the_doctor_looks_at_the_extensions_of_jupyterlab(disabled, found, monke
     assert (status, seen) == (found[0], f"JupyterLab extension anywidget is {found[1]}")
 
 
-def test_the_doctor_warns_of_a_kernel_of_another_environment_and_of_an_old_one(tmp_path, monkeypatch):
+def test_the_doctor_finds_a_kernel_of_another_environment(tmp_path, monkeypatch):
     kernel = tmp_path / "kernels" / "python3"
     kernel.mkdir(parents=True)
     (kernel / "kernel.json").write_text('{"argv": ["/opt/other/bin/python", "-m", "x"], "display_name": "x"}')
     monkeypatch.setattr("jupyter_client.kernelspec.jupyter_path", lambda *parts: [str(tmp_path / parts[0])])
-    status, seen, advice = next(doctor.check_kernel())
+    ((status, seen, advice),) = doctor.check_kernel()
     assert (status, seen) == ("FAIL", "the kernel 'python3' is /opt/other/bin/python")
     assert "-m ipykernel install --sys-prefix" in advice
-    monkeypatch.setattr(metadata, "version", lambda name: "6.30.1")  # whose controls wait while a cell awaits
-    assert [status for status, *_ in doctor.check_kernel()] == ["FAIL", "warn"]

@@ -60,12 +60,13 @@ def test_how_all_lengths_ended_and_what_the_best_dense_model_takes(store):
     for i, steps in enumerate((100, 200)):
         runs = [
             {"model": model, "seed": seed, "step": [steps // 2, steps], "loss": [2, 1], "known": [0, ends[i] + seed],
-             "flops_per_step": flops, "ms_per_step": 1.0}
+             "flops_per_step": flops, "ms_per_step": 1.0, "max_over_mean": None if i else 1.5}
             for (model, flops), ends in known.items() for seed in (2, 1)
         ]  # fmt: skip
         store(f"book_{steps}", {"sweep": f"book_{steps}", "num_entries": 200, "steps": steps}, *runs)
     ends = results.load_ends("book")
     assert len(ends) == 12 and ends.known.max() == 41 and ends.width.isna().sum() == 4
+    assert ends.max_over_mean.dtype == float and ends.max_over_mean.isna().sum() == 6
     assert results.last_of("book_100", "known")["dense, F=128"].tolist() == [41, 42]  # of seeds 1 and 2
     times = quality.times_the_cost(ends, "MoE, E=4", 100)  # it knows 25.5 and 26 %: more than all after 100 steps, and
     assert (times.low, times.width, times.high) == near((12_800 * 2**0.5 / 6600,) * 3)  # half-way between those of 200
