@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from moe_lessons.nn import FeedForward
 from moe_lessons.support.errors import check_choice, check_whole
-from moe_lessons.training import REMEDIES, PlaneSetting, Run, SeedBand, is_dead, plane_model, remedy_setting
+from moe_lessons.training import BALANCING_METHODS, PlaneSetting, Run, SeedBand, balancing_setting, is_dead, plane_model
 from moe_lessons.training.knobs import KNOBS
 
 NUM_POINTS = 2048  # whose gradients are taken
@@ -29,7 +29,7 @@ RECENT = 20  # steps over which what a step shows is averaged: one batch alone f
 # what the outputs of the chosen experts are multiplied by: K, and whether their probabilities are divided by their sum
 WEIGHTS = {"K = 1, p": (1, False), "K = 1, p / sum": (1, True), "K = 2, p": (2, False), "K = 2, p / sum": (2, True)}
 # the balancing methods that have a strength, and the knob that sets it
-STRENGTHS = {name: knob for name, fields in REMEDIES.items() for knob in fields if knob in KNOBS}
+STRENGTHS = {name: knob for name, fields in BALANCING_METHODS.items() for knob in fields if knob in KNOBS}
 
 
 class WatchedRun(Run):
@@ -171,22 +171,22 @@ class Tile:
 def tile_setting(name: str, base: PlaneSetting, values: dict[str, Any]) -> PlaneSetting:
     """Make what a tile trains with: methods (joined by ' + ') on `base`, as strong as they or else `values` say."""
     parts = [split_strength(part) for part in name.split(" + ")]
-    remedies = [check_choice("remedy", remedy, REMEDIES) for remedy, _ in parts]
-    own = {STRENGTHS[remedy]: strength for remedy, strength in parts if remedy in STRENGTHS}
+    methods = [check_choice("method", method, BALANCING_METHODS) for method, _ in parts]
+    own = {STRENGTHS[method]: strength for method, strength in parts if method in STRENGTHS}
     own = {knob: values[knob] if strength is None else strength for knob, strength in own.items()}
-    if len(set(remedies)) < len(remedies) or ("nothing" in remedies and len(remedies) > 1):
-        raise ValueError(f"remedies in one tile must be different ones, got {name!r}")
+    if len(set(methods)) < len(methods) or ("nothing" in methods and len(methods) > 1):
+        raise ValueError(f"methods in one tile must be different ones, got {name!r}")
     try:
-        remedy_setting(*remedies)
+        balancing_setting(*methods)
     except ValueError as error:
-        raise ValueError(f"{' and '.join(remedies)} do not go together: {error}") from None
-    return remedy_setting(*remedies, base=base, **own)
+        raise ValueError(f"{' and '.join(methods)} do not go together: {error}") from None
+    return balancing_setting(*methods, base=base, **own)
 
 
 def split_strength(part: str) -> tuple[str, float | None]:
     """Split 'jitter 0.2' into ('jitter', 0.2), and 'jitter' into ('jitter', None)."""
-    remedy, _, number = part.rpartition(" ")
+    method, _, number = part.rpartition(" ")
     try:
-        return (remedy, float(number)) if remedy in STRENGTHS else (part, None)
+        return (method, float(number)) if method in STRENGTHS else (part, None)
     except ValueError:
         return part, None

@@ -8,7 +8,7 @@ from moe_lessons.analysis.speedup import measure_speedups
 from moe_lessons.course.interview import busy_ones, lacking
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
 from moe_lessons.support import progress
-from moe_lessons.training import PRESETS, SeedBand, facts_runs, is_dead, remedy_setting, train
+from moe_lessons.training import PRESETS, SeedBand, balancing_setting, facts_runs, is_dead, train
 
 BOOK, MIXTURE = "book_8000", "MoE, E=16"  # a stored sweep, and its mixture of which the lessons speak
 STEPS = 3000  # of the runs by which it is said how wide a dense model is that knows as much
@@ -46,7 +46,7 @@ def measure_missing(*, busy_too: bool = False) -> None:
         found = measure_speedups(decoders(), (1,))
         speedup = found.frame.set_index("width").speedup
         keep("times", keys, [speedup[1], speedup[4]], found.is_busy)
-    balanced = remedy_setting("auxiliary loss", router_aux_loss_coef=1.0)
+    balanced = balancing_setting("auxiliary loss", router_aux_loss_coef=1.0)
     for keys, steps, setting in (
         (["07.dead", "07.slowdown"], 300, PRESETS["collapse"]),
         (["08.dead_cured"], 200, balanced),

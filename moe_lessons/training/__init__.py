@@ -5,13 +5,13 @@ from moe_lessons.training.bars import bar, train
 from moe_lessons.training.record import DEAD_SHARE, Record, dead_experts, is_dead, load_share
 from moe_lessons.training.run import Run, TrainingDiverged, step_together
 from moe_lessons.training.settings import (
+    BALANCING_METHODS,
     PRESETS,
-    REMEDIES,
     PlaneSetting,
+    balancing_setting,
     facts_model,
     facts_run,
     facts_runs,
     plane_model,
     plane_runs,
-    remedy_setting,
 )

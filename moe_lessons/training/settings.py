@@ -65,20 +65,20 @@ class PlaneSetting:
 
 
 # The collapse: small router initialisation, top-1, no balancing: some experts win early, the others die. Presets and
-# balancing methods (`REMEDIES`) say what they change of it, at a strength that shows their effect.
+# balancing methods (`BALANCING_METHODS`) say what they change of it, at a strength that shows their effect.
 _STORED = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
 PRESETS = {"healthy": PlaneSetting()}
 PRESETS |= {name: PlaneSetting(**_STORED["collapse"] | fields) for name, fields in _STORED["presets"].items()}
-REMEDIES: dict[str, dict] = _STORED["remedies"]
+BALANCING_METHODS: dict[str, dict] = _STORED["methods"]
 
 
-def remedy_setting(*names: str, base: PlaneSetting = PRESETS["collapse"], **fields) -> PlaneSetting:
-    """Put one or more `REMEDIES` on `base`, then `fields`. ValueError where two want one field differently."""
+def balancing_setting(*names: str, base: PlaneSetting = PRESETS["collapse"], **fields) -> PlaneSetting:
+    """Put one or more `BALANCING_METHODS` on `base`, then `fields`. ValueError where two want one field differently."""
     merged = {}
     for name in names:
-        for field, value in REMEDIES[check_choice("remedy", name, REMEDIES)].items():
+        for field, value in BALANCING_METHODS[check_choice("method", name, BALANCING_METHODS)].items():
             if merged.setdefault(field, value) != value:
-                raise ValueError(f"remedies must agree on {field}, got {merged[field]!r} and {value!r}")
+                raise ValueError(f"methods must agree on {field}, got {merged[field]!r} and {value!r}")
     return replace(base, **merged | fields)
 
 

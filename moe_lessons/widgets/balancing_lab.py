@@ -15,7 +15,7 @@ from moe_lessons.plots.panels.shares import tile as panel_of_tile
 from moe_lessons.support.errors import check_whole
 from moe_lessons.support.interrupts import held_back
 from moe_lessons.tasks import PLANE_TASKS
-from moe_lessons.training import PRESETS, REMEDIES, PlaneSetting, SeedBand, TrainingDiverged
+from moe_lessons.training import BALANCING_METHODS, PRESETS, PlaneSetting, SeedBand, TrainingDiverged
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets.controls import TIPS, CheckBoxes
 from moe_lessons.widgets.laboratory import Lab, names_of
@@ -27,10 +27,17 @@ READ_EVERY, READ_EVERY_EARLY, EARLY = 20, 5, 40  # steps: a collapse takes some 
 CURVE_NAMES = ("dead experts", "max over mean", "accuracy")
 SETTING_FIELDS = tuple(field.name for field in fields(PlaneSetting))
 SETTINGS = {name: getattr(PRESETS["collapse"], name) for name in SETTING_FIELDS}
-SETTINGS |= {knob: REMEDIES[remedy][knob] for remedy, knob in STRENGTHS.items()}
+SETTINGS |= {knob: BALANCING_METHODS[method][knob] for method, knob in STRENGTHS.items()}
 BALANCING_LAB = Spec(
     title="Balancing laboratory",
-    defaults={"remedies": tuple(REMEDIES), "play": 0, "max_steps": 600, "seeds": 3, "first_seed": 0, "apply_from": 0}
+    defaults={
+        "methods": tuple(BALANCING_METHODS),
+        "play": 0,
+        "max_steps": 600,
+        "seeds": 3,
+        "first_seed": 0,
+        "apply_from": 0,
+    }
     | (SETTINGS | {"device": "cpu"}),
     start=("task", "seeds", "first_seed", "apply_from"),
     live=tuple(KNOBS),
@@ -43,8 +50,8 @@ BALANCING_LAB = Spec(
 class BalancingLab(Lab):
     """Train one collapse with several balancing methods side by side, live, each with the same seeds and data.
 
-    remedies: names of `training.REMEDIES`, pairs such as 'auxiliary loss + capacity', or methods with a strength that
-        no slider moves, such as 'auxiliary loss 0.3'.
+    methods: names of `training.BALANCING_METHODS`, pairs such as 'auxiliary loss + capacity', or methods with a
+        strength that no slider moves, such as 'auxiliary loss 0.3'.
     seeds: how many runs each tile trains, 1 to 10. first_seed: of them; the films show this one.
     apply_from: the step at which the methods start; until then all tiles share the plain collapse.
     settings: fields of `training.PlaneSetting`: strengths of methods, or of the collapse, such as task="uneven".
@@ -55,25 +62,25 @@ class BalancingLab(Lab):
     """
 
     def __init__(
-        self, remedies: Sequence[str] = tuple(REMEDIES), seeds: int = 3, apply_from: int = 0, *,
+        self, methods: Sequence[str] = tuple(BALANCING_METHODS), seeds: int = 3, apply_from: int = 0, *,
         first_seed: int = 0, play: int = 0, max_steps: int = 600, device: str = "cpu", **settings: Any,
     ):  # fmt: skip
-        values = {"seeds": seeds, "first_seed": first_seed, "apply_from": apply_from, "remedies": remedies}
+        values = {"seeds": seeds, "first_seed": first_seed, "apply_from": apply_from, "methods": methods}
         values["device"] = device
         values |= {"highlight": "auxiliary loss", "curve": CURVE_NAMES[0]} | SETTINGS
-        panels = panels_of(names_of(remedies, "remedies"))
+        panels = panels_of(names_of(methods, "methods"))
         super().__init__(BALANCING_LAB, values, panels, settings, play=play, max_steps=max_steps, columns=None)
 
     def stops(self, name: str, values: Mapping[str, Any]) -> Any:
-        return values["remedies"] if name == "highlight" else super().stops(name, values)
+        return values["methods"] if name == "highlight" else super().stops(name, values)
 
     def check(self, values: Mapping[str, Any], given=()) -> dict[str, Any]:
         check_whole("seeds", values["seeds"], 1, MOST_SEEDS)
         check_whole("apply_from", values["apply_from"], 0, 10**6)
-        names = names_of(values["remedies"], "remedies")
+        names = names_of(values["methods"], "methods")
         if not 1 <= len(names) <= MOST_TILES:
-            raise ValueError(f"remedies must be 1 to {MOST_TILES} tiles, got {len(names)}")
-        values = values | {"remedies": names}
+            raise ValueError(f"methods must be 1 to {MOST_TILES} tiles, got {len(names)}")
+        values = values | {"methods": names}
         self._settings(values)  # refuses what cannot be
         is_gone = "highlight" not in given and values["highlight"] not in names
         return super().check(values | ({"highlight": names[-1]} if is_gone else {}), given)
@@ -81,7 +88,7 @@ class BalancingLab(Lab):
     def _settings(self, values: Mapping[str, Any]) -> tuple[PlaneSetting, dict[str, PlaneSetting]]:
         own = {name: values[name] for name in SETTING_FIELDS if name not in STRENGTHS.values()}
         base = replace(PRESETS["collapse"], **own)
-        return base, {name: tile_setting(name, base, values) for name in values["remedies"]}
+        return base, {name: tile_setting(name, base, values) for name in values["methods"]}
 
     def make_runs(self, values: Mapping[str, Any]) -> dict[str, SeedBand]:
         base, _ = self._settings(values)
@@ -190,8 +197,8 @@ class BalancingLab(Lab):
         return f"{name}: {_what(name, tile.setting)}. Now: {', '.join(numbers)}."
 
     def rows(self) -> list[W.Widget]:
-        self.inputs["remedies"] = CheckBoxes("remedies", [*dict.fromkeys((*REMEDIES, *self.tiles))], _what)
-        single = tuple(name for name in REMEDIES if name != "nothing")
+        self.inputs["methods"] = CheckBoxes("methods", [*dict.fromkeys((*BALANCING_METHODS, *self.tiles))], _what)
+        single = tuple(name for name in BALANCING_METHODS if name != "nothing")
         style = {"layout": W.Layout(width="180px"), "style": {"description_width": "30px"}}
         first, second = "A tile with this method …", "… and this one; or alone, as strong as its slider says now"
         self._first = W.Dropdown(value="auxiliary loss", options=single, description="Add", tooltip=first, **style)
@@ -199,7 +206,7 @@ class BalancingLab(Lab):
             value="capacity", options=(ALONE, *single), description="and", tooltip=second, **style
         )
         add = self.button("Add tile", "Train it up to where the others are", self._add, icon="plus")
-        return [self.inputs["remedies"], W.Box([self._first, self._second, add]).add_class("moe-bar")]
+        return [self.inputs["methods"], W.Box([self._first, self._second, add]).add_class("moe-bar")]
 
     def _add(self) -> None:
         first, second = self._first.value, self._second.value
@@ -208,7 +215,7 @@ class BalancingLab(Lab):
             strength = self.state.values[STRENGTHS[first]] if first in STRENGTHS else None
             name = f"{first} {strength:g}" if strength is not None else first
         self.loop.trouble = ""
-        self._apply(self.check(self.state.values | {"remedies": (*self.tiles, name)}))
+        self._apply(self.check(self.state.values | {"methods": (*self.tiles, name)}))
 
 
 @cache  # for a name always the same function: what is drawn is kept by it
@@ -223,10 +230,10 @@ def panels_of(names: Sequence[str]) -> list[Callable[[Any], Panel]]:
 def _what(name: str, setting: PlaneSetting | None = None) -> str:
     """The methods of a tile in words; with its setting, as strong as they are."""
     texts = []
-    for remedy in (split_strength(part)[0] for part in name.split(" + ")):
-        texts.append(TIPS["remedies"][remedy])
-        if setting is not None and remedy in STRENGTHS:
-            strength = getattr(setting, STRENGTHS[remedy])
+    for method in (split_strength(part)[0] for part in name.split(" + ")):
+        texts.append(TIPS["methods"][method])
+        if setting is not None and method in STRENGTHS:
+            strength = getattr(setting, STRENGTHS[method])
             texts[-1] += f" ({strength:g})" if strength else " (off)"
     return "; ".join(texts)
 

@@ -12,7 +12,7 @@ import traitlets
 
 from moe_lessons.training.knobs import KNOBS, Knob
 
-TIPS = json.loads(Path(__file__).with_name("tips.json").read_text("utf-8"))  # of presets and remedies
+TIPS = json.loads(Path(__file__).with_name("tips.json").read_text("utf-8"))  # of presets and methods
 Reach = namedtuple("Reach", "low high step")  # a slider of real numbers
 Box = namedtuple("Box", "high")  # a box for whole numbers from 0
 KINDS = {"range": range, "reach": Reach, "box": Box}  # of stops, by the word before their numbers in controls.json

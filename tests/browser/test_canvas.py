@@ -18,7 +18,7 @@ from moe_lessons.plots.marks import Bars, Panel
 from moe_lessons.plots.panels.block import COLUMNS, HEIGHT, LOGITS, ORDER, RIGHT, STRIP, WIDTH, as_digits
 from moe_lessons.tasks import PlaneClassifier, PlaneTask
 from moe_lessons.tasks.plane import read_points
-from moe_lessons.training import REMEDIES, Run
+from moe_lessons.training import BALANCING_METHODS, Run
 from moe_lessons.widgets import (
     BalancingLab,
     CollapseLab,
@@ -169,7 +169,7 @@ def test_a_tip_has_words_and_units(seen, place, title, says):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_tip_names_the_remedies_near_the_pointer_and_lies_in_the_window(seen, width):
+def test_a_tip_names_the_methods_near_the_pointer_and_lies_in_the_window(seen, width):
     seen.page.set_viewport_size({"width": width, "height": 900})
     view = seen.drawn[1]
     tip = view.view.locator(".moe-tip")
@@ -177,7 +177,7 @@ def test_a_tip_names_the_remedies_near_the_pointer_and_lies_in_the_window(seen, 
         view.point("Dead experts", across, down)
         tip.wait_for()
         names = tip.locator("td:nth-child(2)").all_inner_texts()
-        assert len(set(names)) == 7 and set(names[:6]) <= set(REMEDIES) and names[6] == "and 4 more"
+        assert len(set(names)) == 7 and set(names[:6]) <= set(BALANCING_METHODS) and names[6] == "and 4 more"
         box = tip.bounding_box()
         assert 0 <= box["x"] and box["x"] + box["width"] <= width and box["height"] < 200
         assert 80 < box["y"] and box["y"] + box["height"] < 900

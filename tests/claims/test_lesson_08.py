@@ -14,14 +14,14 @@ from moe_lessons.analysis.results import load_plane_sweep
 from moe_lessons.nn import LanguageModel, Routing, TopKRouter, TransformerConfig, load_balancing_loss, seeded
 from moe_lessons.tasks import TextTask
 from moe_lessons.training import (
+    BALANCING_METHODS,
     DEAD_SHARE,
     PRESETS,
-    REMEDIES,
     PlaneSetting,
     Run,
     SeedBand,
+    balancing_setting,
     plane_model,
-    remedy_setting,
     train,
 )
 
@@ -29,7 +29,7 @@ SEEDS = seeds(5)
 COLLAPSE = PRESETS["collapse"]
 NARROW = replace(COLLAPSE, task="checker", d_ff=1)  # the experts of one hidden unit
 MANY, MOST = seeds(8), seeds(24)  # where they differ much, and very much
-FIRM = REMEDIES["auxiliary loss"]["router_aux_loss_coef"]
+FIRM = BALANCING_METHODS["auxiliary loss"]["router_aux_loss_coef"]
 NOISE_JITTER_Z_CAPACITY = ("Gaussian noise", "learned noise", "jitter", "z-loss", "capacity")
 
 
@@ -55,9 +55,9 @@ def collapsed() -> SeedBand:
     return on(SeedBand(COLLAPSE, SEEDS), 100)
 
 
-def remedy(name: str, steps: int = 300, own: range = SEEDS) -> SeedBand:
+def trained_by(name: str, steps: int = 300, own: range = SEEDS) -> SeedBand:
     """Train what one of the laboratory's tiles shows."""
-    return trained(remedy_setting(name), own, steps=steps)
+    return trained(balancing_setting(name), own, steps=steps)
 
 
 def dead(band: SeedBand) -> np.ndarray:
@@ -102,32 +102,32 @@ def test_pooling_hides_a_collapse(seed):
 @pytest.mark.claim("three-methods-keep-every-expert")
 @pytest.mark.parametrize("steps", [100, 300])
 def test_three_methods_keep_every_expert(steps):
-    assert dead(remedy("auxiliary loss", steps)).mean() < 0.3
-    assert dead(remedy("expert choice", steps)).max() == 0
-    assert dead(remedy("bias update", steps)).mean() < 0.7
-    others = set(REMEDIES) - {"auxiliary loss", "expert choice", "bias update"}
-    assert min(dead(remedy(name, steps)).mean() for name in others) > 1
+    assert dead(trained_by("auxiliary loss", steps)).mean() < 0.3
+    assert dead(trained_by("expert choice", steps)).max() == 0
+    assert dead(trained_by("bias update", steps)).mean() < 0.7
+    others = set(BALANCING_METHODS) - {"auxiliary loss", "expert choice", "bias update"}
+    assert min(dead(trained_by(name, steps)).mean() for name in others) > 1
 
 
 @pytest.mark.claim("the-others-lose-about-as-many-as-nothing")
 @pytest.mark.parametrize("steps", [100, 300])
 def test_the_others_lose_about_as_many_as_nothing(steps):
-    alone = dead(remedy("nothing", steps))
+    alone = dead(trained_by("nothing", steps))
     assert alone.mean() > 2.3  # of eight
     for name in NOISE_JITTER_Z_CAPACITY:
-        assert dead(remedy(name, steps)).mean() > alone.mean() - 0.9, name
-    assert dead(remedy("top-2", steps)).mean() < alone.mean() - 0.5
-    assert dead(remedy("top-2", steps)).mean() > dead(remedy("auxiliary loss", steps)).mean() + 0.5
+        assert dead(trained_by(name, steps)).mean() > alone.mean() - 0.9, name
+    assert dead(trained_by("top-2", steps)).mean() < alone.mean() - 0.5
+    assert dead(trained_by("top-2", steps)).mean() > dead(trained_by("auxiliary loss", steps)).mean() + 0.5
 
 
 @pytest.mark.claim("balance-buys-no-accuracy-on-this-collapse")
 @pytest.mark.parametrize("steps", [100, 300])
 def test_balance_buys_no_accuracy_on_this_collapse(steps):
-    alone = accuracies(remedy("nothing", steps))
+    alone = accuracies(trained_by("nothing", steps))
     for name in ("auxiliary loss", "bias update"):
-        assert abs((accuracies(remedy(name, steps)) - alone).mean()) < 0.03, name
-    assert (accuracies(remedy("capacity", steps)) - alone).mean() < -0.1
-    chosen, plain = (accuracies(remedy(name, steps, MOST)) for name in ("expert choice", "nothing"))
+        assert abs((accuracies(trained_by(name, steps)) - alone).mean()) < 0.03, name
+    assert (accuracies(trained_by("capacity", steps)) - alone).mean() < -0.1
+    chosen, plain = (accuracies(trained_by(name, steps, MOST)) for name in ("expert choice", "nothing"))
     lost = plain - chosen  # .03 to .05 in the mean of the seeds
     assert lost.mean() > 0.01 and lost.mean() > 2 * lost.std(ddof=1) / len(MOST) ** 0.5
 
@@ -136,7 +136,7 @@ def test_balance_buys_no_accuracy_on_this_collapse(steps):
 @pytest.mark.parametrize("std", [1.0, 5.0])
 def test_noise_from_the_start_does_not_help(std):
     band = trained(replace(COLLAPSE, noise_std=std))
-    assert dead(band).mean() > dead(remedy("nothing")).mean() - 0.9
+    assert dead(band).mean() > dead(trained_by("nothing")).mean() - 0.9
 
 
 @pytest.mark.claim("noise-alone-does-not-revive")
@@ -152,10 +152,10 @@ def test_noise_alone_does_not_revive():
 
 @pytest.mark.claim("top-2-loses-fewer-and-doubles-the-flops")
 def test_top_2_loses_fewer_and_doubles_the_flops():
-    prevented, alone = dead(remedy("top-2")), dead(remedy("nothing"))
+    prevented, alone = dead(trained_by("top-2")), dead(trained_by("nothing"))
     assert prevented.mean() < alone.mean() - 0.5
     assert (prevented >= 1).mean() > 0.5  # some, in most runs
-    blocks = {name: plane_model(remedy_setting(name))[0].block for name in ("nothing", "top-2")}
+    blocks = {name: plane_model(balancing_setting(name))[0].block for name in ("nothing", "top-2")}
     flops = {name: flops_per_token(block) - 2 * block.router.weight.numel() for name, block in blocks.items()}
     assert flops["top-2"] == 2 * flops["nothing"]
 
@@ -217,7 +217,7 @@ def test_accuracy_has_an_inner_maximum():
 
 @pytest.mark.claim("bias-updates-balance-without-a-gradient")
 def test_bias_updates_balance_without_a_gradient():
-    with_bias = remedy("bias update")
+    with_bias = trained_by("bias update")
     alone = trained(replace(with_bias.setting, expert_bias_rate=0.0))
     assert dead(alone).mean() > 2 and dead(with_bias).mean() < 0.7
     assert max_over_mean(with_bias).mean() - 1 < 0.6 * (max_over_mean(alone).mean() - 1)
@@ -228,7 +228,7 @@ def test_bias_updates_balance_without_a_gradient():
 
 @pytest.mark.claim("expert-choice-leaves-tokens-out")
 def test_expert_choice_leaves_tokens_out():
-    unserved = remedy("expert choice").evaluate(2048)["unserved"]
+    unserved = trained_by("expert choice").evaluate(2048)["unserved"]
     assert 0.08 < unserved.mean() < 0.28
 
 
@@ -237,9 +237,9 @@ def test_the_auxiliary_loss_and_the_bias_cure_the_others_do_not():
     before = dead(collapsed()).mean()
     assert before > 2.3
     for name in ("auxiliary loss", "bias update"):
-        assert dead(cured(remedy_setting(name))).mean() < 0.7, name
+        assert dead(cured(balancing_setting(name))).mean() < 0.7, name
     for name, fields in (("Gaussian noise", {}), ("Gaussian noise", {"noise_std": 5.0}), ("top-2", {})):
-        assert dead(cured(remedy_setting(name, **fields))).mean() > 1.2, name
+        assert dead(cured(balancing_setting(name, **fields))).mean() > 1.2, name
     for std in (1.0, 5.0):  # and after the noise, too
         rescued = on(cured(replace(COLLAPSE, noise_std=std)).branch(replace(COLLAPSE, router_aux_loss_coef=FIRM)), 100)
         assert dead(rescued).mean() < 0.7, std

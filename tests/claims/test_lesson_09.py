@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from everywhere import seeds
-from test_lesson_08 import max_over_mean, remedy, trained
+from test_lesson_08 import max_over_mean, trained, trained_by
 
 from moe_lessons.analysis.counting import count_parameters, flops_per_token
 from moe_lessons.exercises.lesson_09 import OutputOnly, causality_cases, my_leaks_future
 from moe_lessons.nn import MoE
-from moe_lessons.training import REMEDIES, plane_model, remedy_setting
+from moe_lessons.training import BALANCING_METHODS, balancing_setting, plane_model
 
 
 @pytest.mark.claim("who-sees-the-future")
@@ -47,23 +47,23 @@ def test_capacity_and_the_future(seed):
 @pytest.mark.claim("the-busiest-device-and-the-drops")
 def test_the_busiest_device_and_the_drops():
     """With each expert on its own device, a layer takes max over mean times as long as with an even load."""
-    pace = {name: max_over_mean(remedy(name)).mean() for name in ("nothing", "auxiliary loss", "bias update")}
+    pace = {name: max_over_mean(trained_by(name)).mean() for name in ("nothing", "auxiliary loss", "bias update")}
     assert pace["auxiliary loss"] < 1.6 and pace["bias update"] < 1.9 and pace["nothing"] > 2
-    loads, limit = remedy("capacity").clean_loads() * 8, REMEDIES["capacity"]["capacity_factor"]
+    loads, limit = trained_by("capacity").clean_loads() * 8, BALANCING_METHODS["capacity"]["capacity_factor"]
     assert loads.max(axis=1).mean() > limit  # so that the buffers end it
     assert (np.maximum(loads - limit, 0).sum(axis=1) / 8).mean() > 0.2  # dropped
-    beside = trained(remedy_setting("capacity", "auxiliary loss"), steps=200)  # the mean of the seeds is below .01
+    beside = trained(balancing_setting("capacity", "auxiliary loss"), steps=200)  # the mean of the seeds is below .01
     assert beside.evaluate(1024)["dropped"].mean() < 0.04
 
 
-@pytest.mark.claim("most-remedies-cost-no-compute")
-def test_most_remedies_cost_no_compute():
+@pytest.mark.claim("most-methods-cost-no-compute")
+def test_most_methods_cost_no_compute():
     torch.manual_seed(0)
-    blocks = {name: plane_model(remedy_setting(name))[0].block for name in REMEDIES}
+    blocks = {name: plane_model(balancing_setting(name))[0].block for name in BALANCING_METHODS}
     flops = {name: flops_per_token(block) for name, block in blocks.items()}
     more = {name: count_parameters(block).total for name, block in blocks.items()}
-    assert {name for name in REMEDIES if flops[name] > flops["nothing"]} == {"top-2", "learned noise"}
+    assert {name for name in BALANCING_METHODS if flops[name] > flops["nothing"]} == {"top-2", "learned noise"}
     assert more["learned noise"] - more["nothing"] == blocks["nothing"].router.weight.numel()  # a second router
-    blocks["capacity"].capacity_factor = REMEDIES["capacity"]["capacity_factor"]
+    blocks["capacity"].capacity_factor = BALANCING_METHODS["capacity"]["capacity_factor"]
     sees = {name for name, block in blocks.items() if my_leaks_future(OutputOnly(block), torch.randn(32, 16))}
     assert sees == {"capacity", "expert choice"}

@@ -9,7 +9,7 @@ from live_tools import assert_consistent, button, losses, mark, on_a_loop, settl
 from moe_lessons.analysis.collapse import READ_POINTS, STRENGTHS
 from moe_lessons.plots.marks import Line, Stack
 from moe_lessons.plots.panels.compared import CURVES
-from moe_lessons.training import SeedBand, remedy_setting
+from moe_lessons.training import SeedBand, balancing_setting
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets import BalancingLab
 from moe_lessons.widgets.balancing_lab import ALONE
@@ -37,36 +37,36 @@ def lab() -> BalancingLab:
 
 
 @on_a_loop
-async def test_a_pair_has_both_remedies_and_a_strength_of_its_own_stays():
+async def test_a_pair_has_both_methods_and_a_strength_of_its_own_stays():
     lab = BalancingLab((PAIR, "auxiliary loss 0.3"), seeds=1, capacity_factor=1.0)
     lab.set(router_aux_loss_coef=1.0)
     await add(lab, "auxiliary loss", ALONE)  # as strong as it is now
     lab.set(router_aux_loss_coef=10.0)
-    both = remedy_setting("auxiliary loss", "capacity", capacity_factor=1.0, router_aux_loss_coef=10.0)
+    both = balancing_setting("auxiliary loss", "capacity", capacity_factor=1.0, router_aux_loss_coef=10.0)
     assert lab.tiles[PAIR].setting == both
     for strength in (0.3, 1):
-        alone = remedy_setting("auxiliary loss", router_aux_loss_coef=float(strength))
+        alone = balancing_setting("auxiliary loss", router_aux_loss_coef=float(strength))
         assert lab.tiles[f"auxiliary loss {strength}"].setting == alone
     assert_consistent(lab)
 
 
-def test_remedies_can_start_late_from_one_collapse():
+def test_methods_can_start_late_from_one_collapse():
     lab = BalancingLab(TWO, seeds=1, apply_from=6)
     lab.advance(3)
     assert lab.tiles["nothing"].band is lab.tiles["auxiliary loss"].band and "methods start at step 6" in lab.words()
     lab.advance(7)
-    collapse = SeedBand(remedy_setting("nothing"), [0])
+    collapse = SeedBand(balancing_setting("nothing"), [0])
     before = [collapse.step().loss for _ in range(6)]
-    for name, band in zip(lab.tiles, (collapse, collapse.branch(remedy_setting("auxiliary loss")))):
+    for name, band in zip(lab.tiles, (collapse, collapse.branch(balancing_setting("auxiliary loss")))):
         assert losses(lab)[name] == before + [band.step().loss for _ in range(4)]
     assert [tile.changes for tile in lab.tiles.values()] == [[6], [6]]
 
 
-@pytest.mark.parametrize("remedy, knob", STRENGTHS.items())
+@pytest.mark.parametrize("method, knob", STRENGTHS.items())
 @on_a_loop
-async def test_a_strength_moves_its_tiles_and_no_other_from_the_next_step_on(remedy, knob):
-    pair = f"top-2 + {remedy}"
-    lab = BalancingLab(("nothing", remedy, pair), seeds=1)
+async def test_a_strength_moves_its_tiles_and_no_other_from_the_next_step_on(method, knob):
+    pair = f"top-2 + {method}"
+    lab = BalancingLab(("nothing", method, pair), seeds=1)
     lab.advance(3)
     plain, stops = lab.tiles["nothing"].setting, KNOBS[knob].stops
     lab.inputs[knob].value = stronger = stops.high if hasattr(stops, "high") else max(stops)
@@ -75,10 +75,10 @@ async def test_a_strength_moves_its_tiles_and_no_other_from_the_next_step_on(rem
     assert lab.step == 3 and [tile.changes for tile in lab.tiles.values()] == [[], [3], [3]]
     assert lab.tiles["nothing"].setting == plain and getattr(lab.tiles[pair].band.knobs, knob) == stronger
     lab.advance(2)
-    alone = SeedBand(remedy_setting(remedy), [0])
+    alone = SeedBand(balancing_setting(method), [0])
     expected = [alone.step().loss for _ in range(3)]
     setattr(alone.knobs, knob, stronger)
-    assert losses(lab)[remedy] == expected + [alone.step().loss for _ in range(2)]
+    assert losses(lab)[method] == expected + [alone.step().loss for _ in range(2)]
 
 
 def test_a_capacity_moved_in_a_pause_is_read_at_once_and_0_is_off():
@@ -98,7 +98,7 @@ def test_a_capacity_moved_in_a_pause_is_read_at_once_and_0_is_off():
 async def test_a_tile_that_goes_leaves_the_others_alone_and_one_that_comes_catches_up():
     lab = BalancingLab(("nothing", "auxiliary loss", "jitter"), seeds=1)
     lab.advance(12)
-    before, box = losses(lab), lab.inputs["remedies"].boxes["auxiliary loss"]
+    before, box = losses(lab), lab.inputs["methods"].boxes["auxiliary loss"]
     box.value = False  # it was the selected one
     await settled()
     assert losses(lab) == {name: before[name] for name in ("nothing", "jitter")}
@@ -109,7 +109,7 @@ async def test_a_tile_that_goes_leaves_the_others_alone_and_one_that_comes_catch
     assert re.search(r"A new tile trains: \d+ steps to go.", lab.words())
     await lab.finished()
     assert list(lab.tiles) == ["nothing", "jitter", "auxiliary loss", PAIR]  # the order of the boxes
-    assert losses(lab) == before | {PAIR: trained(remedy_setting("auxiliary loss", "capacity"), 12)}
+    assert losses(lab) == before | {PAIR: trained(balancing_setting("auxiliary loss", "capacity"), 12)}
     assert lab.canvas.words["tips"][f"☐ {PAIR}"].startswith("Show the tile: a loss that is lowest at uniform load")
     assert_consistent(lab)
 

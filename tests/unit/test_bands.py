@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moe_lessons.training import REMEDIES, PlaneSetting, Run, plane_runs, remedy_setting
+from moe_lessons.training import BALANCING_METHODS, PlaneSetting, Run, balancing_setting, plane_runs
 from moe_lessons.training.bands import SeedBand
 from moe_lessons.training.knobs import KNOBS
 
@@ -14,13 +14,13 @@ SEEDS, STEPS = (4, 0, 7), 8
 OF_EACH_SEED = {"losses": "loss", "accuracies": "accuracy", "dead": "dead_experts", "dropped": "dropped_share"}
 NOISY = ("Gaussian noise", "learned noise", "jitter")
 EXACT = {
-    **{name: remedy_setting(name) for name in REMEDIES if name not in NOISY},
+    **{name: balancing_setting(name) for name in BALANCING_METHODS if name not in NOISY},
     "healthy": PlaneSetting(),
     "three of five": PlaneSetting("uneven", num_experts=5, top_k=3, d_ff=6, router_start="random"),
     "frozen": PlaneSetting(router="frozen", capacity_factor=1.25),
-    "one expert": remedy_setting("nothing", num_experts=1),
-    "tight": remedy_setting("top-2", "capacity", capacity_factor=0.5),
-    "bias and capacity": remedy_setting("bias update", "capacity", "auxiliary loss", "z-loss", task="blobs"),
+    "one expert": balancing_setting("nothing", num_experts=1),
+    "tight": balancing_setting("top-2", "capacity", capacity_factor=0.5),
+    "bias and capacity": balancing_setting("bias update", "capacity", "auxiliary loss", "z-loss", task="blobs"),
 }
 
 
@@ -60,7 +60,7 @@ def test_a_band_shows_the_same_numbers_as_a_run_for_each_seed(name):
 def test_with_noise_the_numbers_are_others_but_as_likely():
     seeds = range(8)
     for name in NOISY:
-        band, runs = SeedBand(remedy_setting(name), seeds), separate(remedy_setting(name), seeds)
+        band, runs = SeedBand(balancing_setting(name), seeds), separate(balancing_setting(name), seeds)
         for _ in range(10):
             seen, each = band.step(), [run.step() for run in runs]
         loads = [record.load[0] for record in each]
@@ -72,10 +72,10 @@ def test_with_noise_the_numbers_are_others_but_as_likely():
 
 def test_unserved_is_the_share_of_tokens_without_an_expert():
     for name in ("nothing", "top-2", "auxiliary loss"):
-        assert not SeedBand(remedy_setting(name), SEEDS).step().unserved.any()
-    capacity = SeedBand(remedy_setting("capacity", capacity_factor=0.5), SEEDS).step()
+        assert not SeedBand(balancing_setting(name), SEEDS).step().unserved.any()
+    capacity = SeedBand(balancing_setting("capacity", capacity_factor=0.5), SEEDS).step()
     close(capacity.unserved, capacity.dropped)  # with one expert each, a dropped assignment is a token left alone
-    run, band = separate(remedy_setting("expert choice"), [5])[0], SeedBand(remedy_setting("expert choice"), [5])
+    run, band = separate(balancing_setting("expert choice"), [5])[0], SeedBand(balancing_setting("expert choice"), [5])
     x, _ = run.task.batch(256, torch.Generator().manual_seed(5))
     _, (routing,) = run.model(x)
     assert band.step().unserved == pytest.approx([1 - len(routing.token_idx.unique()) / 256])
@@ -83,7 +83,7 @@ def test_unserved_is_the_share_of_tokens_without_an_expert():
 
 @pytest.mark.parametrize("name", [*NOISY, "nothing"])
 def test_clean_loads_are_those_of_the_router_without_noise_and_do_not_disturb_the_training(name):
-    setting = remedy_setting(name)
+    setting = balancing_setting(name)
     band, alone, runs = SeedBand(setting, SEEDS), SeedBand(setting, SEEDS), separate(setting)
     expected = []
     for run in runs:
@@ -95,7 +95,7 @@ def test_clean_loads_are_those_of_the_router_without_noise_and_do_not_disturb_th
 
 @pytest.mark.parametrize("name", ["nothing", "Gaussian noise", "bias update"])
 def test_a_branch_with_the_same_setting_goes_on_as_if_nothing_had_happened(name):
-    trunk = SeedBand(remedy_setting(name), SEEDS)
+    trunk = SeedBand(balancing_setting(name), SEEDS)
     [trunk.step() for _ in range(5)]
     branch = trunk.branch(trunk.setting)
     for _ in range(5):
@@ -104,13 +104,13 @@ def test_a_branch_with_the_same_setting_goes_on_as_if_nothing_had_happened(name)
     assert len(trunk.records) == len(branch.records) == 10
 
 
-@pytest.mark.parametrize("name", REMEDIES)
-def test_a_branch_starts_from_these_weights_with_its_own_remedy(name):
-    trunk = SeedBand(remedy_setting("nothing"), SEEDS)
+@pytest.mark.parametrize("name", BALANCING_METHODS)
+def test_a_branch_starts_from_these_weights_with_its_own_method(name):
+    trunk = SeedBand(balancing_setting("nothing"), SEEDS)
     for _ in range(10):
         trunk.step()
-    loads, branch = trunk.clean_loads(), trunk.branch(remedy_setting(name))
-    assert all(getattr(branch.knobs, knob) == getattr(remedy_setting(name), knob) for knob in KNOBS)
+    loads, branch = trunk.clean_loads(), trunk.branch(balancing_setting(name))
+    assert all(getattr(branch.knobs, knob) == getattr(balancing_setting(name), knob) for knob in KNOBS)
     if name not in ("top-2", "expert choice"):  # these choose otherwise, from the same logits
         close(branch.clean_loads(), loads, 1e-6)
     [branch.step() for _ in range(3)]

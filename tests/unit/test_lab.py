@@ -16,7 +16,7 @@ from moe_lessons.analysis.collapse import watched_run
 from moe_lessons.nn import LanguageModel, seeded
 from moe_lessons.plots.marks import Bars, Panel
 from moe_lessons.plots.panels._history import RECENT
-from moe_lessons.training import PRESETS, REMEDIES, Run, SeedBand, facts_runs, plane_runs, remedy_setting
+from moe_lessons.training import BALANCING_METHODS, PRESETS, Run, SeedBand, balancing_setting, facts_runs, plane_runs
 from moe_lessons.widgets import Lab, Playground, live
 from moe_lessons.widgets.picture import descendants
 from moe_lessons.widgets.routing_lab import KNOBS_AT_FIRST, corpus
@@ -33,8 +33,8 @@ BAD = [
     ("Playground", {"controls": ("lr", "colour")}, "control must be one of 'task', .*, got 'colour'|setting must"),
     ("RoutingLab", {"router": "hash", "router_aux_loss_coef": 0.1}, "router_aux_loss_coef must be off here, since a h"),
     ("RoutingLab", {"moe_layers": ()}, "moe_layers must name at least one layer, got none|setting must"),
-    ("BalancingLab", {"remedies": ("top-2 3",)}, "remedy must be one of .*, got 'top-2 3'"),
-    ("BalancingLab", {"remedies": ("bias update + expert choice",)}, "expert choice do not go together"),
+    ("BalancingLab", {"methods": ("top-2 3",)}, "method must be one of .*, got 'top-2 3'"),
+    ("BalancingLab", {"methods": ("bias update + expert choice",)}, "expert choice do not go together"),
     ("FactsLab", {"num_entries": 50_000}, "num_entries must be at most 45697, got 50000"),
 ]
 NO_VALUES = [
@@ -71,11 +71,14 @@ def text_run(config) -> Run:
     return run
 
 
-TILES = {"remedies": tuple(REMEDIES), "seeds": 2, "first_seed": 5, "num_experts": 4}
+TILES = {"methods": tuple(BALANCING_METHODS), "seeds": 2, "first_seed": 5, "num_experts": 4}
 ALONE = {
     "Playground": ({"preset": "noise", "seed": 1}, lambda lab: plane_runs(PRESETS["noise"], 1)),
     "RoutingLab": ({"seed": 3, "lr": 0.01}, lambda lab: {"MoE": text_run(lab.main_run.model.config)}),
-    "BalancingLab": (TILES, lambda lab: {n: SeedBand(remedy_setting(n, num_experts=4), (5, 6)) for n in REMEDIES}),
+    "BalancingLab": (
+        TILES,
+        lambda lab: {n: SeedBand(balancing_setting(n, num_experts=4), (5, 6)) for n in BALANCING_METHODS},
+    ),
     "CollapseLab": ({"seed": 2}, lambda lab: {"MoE": watched_run(PRESETS["collapse"], 2)}),
     "FactsLab": ({}, lambda lab: facts_runs(4, num_entries=250)),
 }

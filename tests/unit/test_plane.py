@@ -9,7 +9,7 @@ from live_tools import written
 
 from moe_lessons.nn import FeedForward, MoE
 from moe_lessons.tasks.plane import PLANE_TASKS, PlaneClassifier, PlaneTask, grid, read_points
-from moe_lessons.training import PRESETS, REMEDIES, PlaneSetting, plane_model, remedy_setting
+from moe_lessons.training import BALANCING_METHODS, PRESETS, PlaneSetting, balancing_setting, plane_model
 from moe_lessons.training.settings import PLANE_ROUTERS
 
 tasks = pytest.mark.parametrize("name", PLANE_TASKS)
@@ -108,11 +108,11 @@ def test_whichever_router_it_is_all_clean_logits_and_weights_start_the_same(rout
     assert all(torch.equal(weights[name], weight) for name, weight in plain.named_parameters())
 
 
-def test_a_remedy_changes_the_collapse_by_its_fields_alone_and_several_are_merged():
-    assert remedy_setting() == remedy_setting("nothing") == PRESETS["collapse"]
-    for name, fields in REMEDIES.items():
-        assert remedy_setting(name) == remedy_setting(name, name) == replace(PRESETS["collapse"], **fields)
-    assert len({remedy_setting(name) for name in REMEDIES}) == len(REMEDIES) == 10
+def test_a_method_changes_the_collapse_by_its_fields_alone_and_several_are_merged():
+    assert balancing_setting() == balancing_setting("nothing") == PRESETS["collapse"]
+    for name, fields in BALANCING_METHODS.items():
+        assert balancing_setting(name) == balancing_setting(name, name) == replace(PRESETS["collapse"], **fields)
+    assert len({balancing_setting(name) for name in BALANCING_METHODS}) == len(BALANCING_METHODS) == 10
     base = PRESETS["healthy"]
-    both = remedy_setting("capacity", "auxiliary loss", base=base, lr=0.5, capacity_factor=2.0)
-    assert both == replace(base, **REMEDIES["auxiliary loss"], lr=0.5, capacity_factor=2.0)
+    both = balancing_setting("capacity", "auxiliary loss", base=base, lr=0.5, capacity_factor=2.0)
+    assert both == replace(base, **BALANCING_METHODS["auxiliary loss"], lr=0.5, capacity_factor=2.0)

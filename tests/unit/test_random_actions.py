@@ -78,7 +78,7 @@ STARTS = {
 
 def check_tiles(view: BalancingLab) -> None:
     values = view.state.values
-    assert tuple(view.tiles) == tuple(view.runs) == values["remedies"] and values["highlight"] in view.tiles
+    assert tuple(view.tiles) == tuple(view.runs) == values["methods"] and values["highlight"] in view.tiles
     base, wanted = view._settings(values)
     for name, tile in view.tiles.items():
         assert tile.band is view.runs[name] and tile.setting == wanted[name]
@@ -447,7 +447,7 @@ def test_a_control_that_moves_meanwhile_is_not_overlooked_and_what_waits_is_done
 
 
 def test_a_tile_whose_first_step_diverges_can_go_on(start):
-    state = start("balancing", start=1)  # the remedies start at step 3
+    state = start("balancing", start=1)  # the methods start at step 3
     state.train(2, True)
     for _ in range(2):
         state.diverge()

@@ -24,7 +24,7 @@ from moe_lessons.nn import (
 from moe_lessons.parallel import rank_traffic
 from moe_lessons.support.errors import check_device, shown
 from moe_lessons.tasks import PlaneClassifier, PlaneTask, TextTask
-from moe_lessons.training import PlaneSetting, Run, SeedBand, plane_runs, remedy_setting
+from moe_lessons.training import PlaneSetting, Run, SeedBand, balancing_setting, plane_runs
 from moe_lessons.training.as_pytorch import as_pytorch
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets import SpeedupMap, draw_block
@@ -88,7 +88,7 @@ TRAINING = [
     (lambda value: Run(RUN.model, RUN.task, warmup_steps=5, decay_steps=value), "decay_steps", 5),
     (lambda value: Run(torch.nn.Linear(2, 2), RUN.task).step(), "model", "Tensor"),
     (lambda value: PlaneSetting(router="learned noise", noise_std=value), "noise_std", 0.5),
-    (lambda value: remedy_setting("bias update", value), "remedies", "expert choice"),
+    (lambda value: balancing_setting("bias update", value), "methods", "expert choice"),
     *((lambda value: PlaneSetting(points=value), "points", bad) for bad in ("0fle3xy", "6xe0", "0FLE")),  # a class 8
     (lambda value: PlaneTask(points=value), "points", None),
     (lambda value: PlaneTask(points=value * "0fle"), "points", 501),
