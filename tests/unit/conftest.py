@@ -43,12 +43,3 @@ def interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
-
-
-@pytest.fixture
-def fill_disk():
-    """A function after which no file may be longer than so many bytes, which stands for a full disk."""
-    resource = pytest.importorskip("resource", reason="needs a limit on the size of files")
-    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, kept[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, kept)
