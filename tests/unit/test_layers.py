@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -107,6 +108,25 @@ def test_imports_point_downwards(path):
 def test_what_a_maintainer_runs_is_above_the_site():
     names = {name for path in (ROOT / "web").rglob("*.py") for name in imported(path.read_text(encoding="utf-8"))}
     assert "web.graphs.TrainedPlane" in names and not {name.split(".")[0] for name in names} & {"tools", "tests"}
+
+
+LOADED = """
+import importlib, sys
+for layer, *modules in map(str.split, sys.argv[1:]):
+    for module in modules:
+        importlib.import_module(module)
+    print(layer, *{name.split(".")[1] for name in sys.modules if name.startswith("moe_lessons.")})
+"""
+
+
+def test_no_layer_loads_what_lies_above_it_by_whatever_way():
+    modules = [(path.parts[0], ".".join(("moe_lessons", *path.with_suffix("").parts))) for path in MODULES]
+    parts = [" ".join([layer, *(module for part, module in modules if part == layer)]) for layer in LAYERS]
+    printed = subprocess.run([sys.executable, "-c", LOADED, *parts], capture_output=True, text=True, check=True).stdout
+    loaded = {layer: set(names) for layer, *names in map(str.split, printed.splitlines())}
+    assert list(loaded) == LAYERS
+    for place, layer in enumerate(LAYERS):
+        assert loaded[layer] <= {"support", *LAYERS[: place + 1]}, layer
 
 
 try:

@@ -1,17 +1,30 @@
-"""The panels of live views (`widgets.loop`), by name: each function view -> Panel in a module of this folder is one. It
-is called up to 30 times a second while a model trains, so it never walks over all records: see `_history`."""
+"""The panels of live views by name. Each is a function of the view that is called up to 30 times a second while a model
+trains, so it never walks over all records: see `_history`."""
 
 from collections.abc import Callable
-from importlib import import_module
-from inspect import getmembers, isfunction, signature
-from pkgutil import iter_modules
 from typing import Any
 
 from moe_lessons.plots.marks import Panel
+from moe_lessons.plots.panels import block, compared, passages, shares
 
 PANELS: dict[str, Callable[[Any], Panel]] = {
-    name.replace("_", " "): function
-    for module in iter_modules(__path__)
-    for name, function in getmembers(import_module(f"{__name__}.{module.name}"), isfunction)
-    if list(signature(function).parameters) == ["view"] and signature(function).return_annotation is Panel
+    "block": block.block,
+    "accuracy": compared.accuracy,
+    "balance": compared.balance,
+    "cost": compared.cost,
+    "curves": compared.curves,
+    "facts known": compared.facts_known,
+    "loss": compared.loss,
+    "quality": compared.quality,
+    "work": compared.work,
+    "classes": passages.classes,
+    "domains": passages.domains,
+    "text": passages.text,
+    "writing": passages.writing,
+    "film": shares.film,
+    "heatmap": shares.heatmap,
+    "layers": shares.layers,
+    "load": shares.load,
+    "route": shares.route,
+    "territory": shares.territory,
 }
