@@ -21,7 +21,7 @@ from urllib.parse import urlencode
 
 from moe_lessons import widgets
 from moe_lessons.training import PRESETS
-from web.manifest import GROUPS, STOPS, USUAL, graph_name, offered
+from web.manifest import PAGE, STOPS, USUAL, graph_name, offered
 from web.speedup import models
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +60,7 @@ class View(NamedTuple):
             given = arguments(self.call)
         except ValueError:  # it has what cannot be written in an address
             return ""
-        if given.keys() - {"preset"} - {name for names in GROUPS.values() for name in names}:
+        if given.keys() - {"preset"} - {*sum(PAGE.groups.values(), ())}:
             return ""
         own = {name: value for name, value in given.items() if hasattr(PRESETS["healthy"], name)}
         setting = replace(PRESETS[given["preset"]], **own)

@@ -25,6 +25,7 @@ from moe_lessons.widgets.canvas import COLORS
 from moe_lessons.widgets.controls import CONTROLS, TIPS, named_stops
 from moe_lessons.widgets.plane_readings import NUM_TOKENS, SHOWN, read_plane
 from moe_lessons.widgets.playground import FRONT, FRONT_CONTROLS, PLANE_PANELS, PLAYGROUND, RESCUE, Playground
+from moe_lessons.widgets.spec import HEADINGS
 from web.graphs import DRAWN, LEFT_OUT, NUM_MEASURED, STEP_KNOBS, TrainedPlane
 
 STOPS = {  # what the page has graphs or starts for
@@ -44,7 +45,7 @@ BY_EXPERTS = {  # by the number of experts
 USUAL = (PlaneSetting().router,)  # routers that every site has; others are made by `make site ALL=1`
 NOT_MADE = "this site has no graph for it; `make site ALL=1` makes a site that has it"
 STARTS = [(task, start) for task in PLANE_TASKS for start, sharpness in ROUTER_STARTS.items() if sharpness]
-GROUPS = replace(PLAYGROUND, live=tuple(name for name in PLAYGROUND.live if name in STEP_KNOBS)).groups
+PAGE = replace(PLAYGROUND, live=tuple(name for name in PLAYGROUND.live if name in STEP_KNOBS))
 MOST_STEPS = 2000  # that Play trains: the losses have come to rest
 STRUCTURE = "router", "num_experts", "top_k", "d_ff"  # of a setting: a graph is of these, and has its name from them
 OWN = {  # of points that are drawn by hand
@@ -73,7 +74,7 @@ def graph_name(setting: PlaneSetting) -> str:
 
 def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
     """Say what is the same for all graphs, in what JSON can hold. graphs: those that are there; seeds: how many."""
-    names, lab = [name for group in GROUPS.values() for name in group], Playground()
+    names, lab = sum(PAGE.groups.values(), ()), Playground()
     shown = {name: lab.state.values[name] for name in names}
     lab.close()
     presets = {
@@ -88,7 +89,8 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
         "graphs": graphs,
         "graph_of": STRUCTURE,
         "presets": presets,
-        "groups": GROUPS,
+        "headings": HEADINGS,
+        **PAGE.groups,
         "controls": {name: describe_control(name, stops.get(name), BY_EXPERTS.get(name)) for name in names},
         "knobs": STEP_KNOBS,
         "left_out": LEFT_OUT,

@@ -16,7 +16,9 @@ from moe_lessons.training import Run, facts_runs
 from moe_lessons.training.run import lr_scale
 from moe_lessons.widgets.canvas import COLORS
 from moe_lessons.widgets.controls import TIPS
+from moe_lessons.widgets.live import usual_arguments
 from moe_lessons.widgets.small_labs import FACTS_LAB, LEAST, FactsLab, steps_between
+from moe_lessons.widgets.spec import HEADINGS
 from web.graphs import NUM_READ, STEP_KNOBS, TrainedFacts, export_facts_reading, export_facts_step
 from web.manifest import NOT_MADE, STOPS, describe_control
 
@@ -29,8 +31,8 @@ WALL_STOPS = {  # what the page has graphs, starts and books for
     "x_axis": STOPS["x_axis"],
 }
 EXPORTS = export_facts_step, export_facts_reading
-WALL_GROUPS = FACTS_LAB.groups
-USUAL_STOPS = WALL_STOPS | {name: (FACTS_LAB.defaults[name],) for name in ("num_experts", "top_k")}
+USUAL = usual_arguments(FactsLab)
+USUAL_STOPS = WALL_STOPS | {name: (USUAL[name],) for name in ("num_experts", "top_k")}
 FEW_STOPS = WALL_STOPS | {"num_experts": (4,), "top_k": (2,), "num_entries": (500, 1000), "seed": (0, 1)}
 
 
@@ -72,14 +74,15 @@ class Wall:
 
     def manifest(self) -> dict[str, Any]:
         """Say what is the same for all sizes, in what JSON can hold."""
-        usual = {name: FACTS_LAB.defaults.get(name, self.stops[name][0]) for name in self.stops}
+        usual = {name: USUAL.get(name, self.stops[name][0]) for name in self.stops}
         usual |= {name: stops[-1] for name, stops in self.stops.items() if usual[name] not in stops}
         offered = WALL_STOPS | {"seed": self.seeds}
         return {
             "graphs": list(self.names()),
             "graph_of": ("num_experts", "top_k", "num_entries"),
             "presets": {"of lesson 05": {"tip": "", "values": usual, "off": ""}},
-            "groups": WALL_GROUPS,
+            "headings": HEADINGS,
+            **FACTS_LAB.groups,
             "controls": {name: describe_control(name, stops) for name, stops in offered.items()},
             "knobs": STEP_KNOBS,
             "left_out": {},
@@ -90,7 +93,7 @@ class Wall:
             "words": {"title": FACTS_LAB.title, "not_made": NOT_MADE, **TIPS["facts"]},
             "numbers": {
                 "recent": RECENT, "window": LOSS_WINDOW, "places": MOST_PLACES, "least": LEAST,
-                "budget": FACTS_LAB.defaults["max_steps"], "read": NUM_READ, "length": Facts.context + 1,
+                "budget": USUAL["max_steps"], "read": NUM_READ, "length": Facts.context + 1,
             },
         }  # fmt: skip
 

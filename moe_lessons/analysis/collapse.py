@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,10 +133,13 @@ class Reading(NamedTuple):
 
 @dataclass
 class Tile:
-    """A balancing method, or several together, and the band that trains with it."""
+    """A balancing method, or several together, and the band that trains with it.
+
+    Until its method starts it has not branched: its band is that of the plain collapse, which all such tiles share."""
 
     setting: PlaneSetting
     band: SeedBand
+    has_branched: bool = False
     changes: list[int] = field(default_factory=list)  # the steps after which a knob was turned
     readings: list[Reading] = field(default_factory=list)
     turned: bool = False  # whether a knob was turned since the last reading
@@ -150,6 +153,21 @@ class Tile:
     def is_noisy(self) -> bool:
         disturbing = (getattr(self.setting, name) for name, knob in KNOBS.items() if knob.disturbs)
         return self.setting.router == "learned noise" or any(disturbing)
+
+    def branch(self) -> "Tile":
+        """Make the tile whose method starts here."""
+        changes = [*self.changes, self.step] if self.step > 0 else []
+        band = self.band.branch(self.setting)
+        return replace(self, band=band, has_branched=True, readings=list(self.readings), changes=changes)
+
+    def turn(self, setting: PlaneSetting) -> None:
+        """Go on with other knobs, if its method has started."""
+        if self.has_branched and setting != self.setting:
+            self.band.knobs.take(setting)
+            self.turned = True
+            if self.step not in (0, *self.changes[-1:]):
+                self.changes.append(self.step)
+        self.setting = setting
 
     def read(self) -> None:
         """Take a reading, unless the last one still holds."""

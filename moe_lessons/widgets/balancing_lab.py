@@ -30,16 +30,8 @@ SETTINGS = {name: getattr(PRESETS["collapse"], name) for name in SETTING_FIELDS}
 SETTINGS |= {knob: BALANCING_METHODS[method][knob] for method, knob in STRENGTHS.items()}
 BALANCING_LAB = Spec(
     title="Balancing laboratory",
-    defaults={
-        "methods": tuple(BALANCING_METHODS),
-        "play": 0,
-        "max_steps": 600,
-        "seeds": 3,
-        "first_seed": 0,
-        "apply_from": 0,
-    }
-    | (SETTINGS | {"device": "cpu"}),
-    start=("task", "seeds", "first_seed", "apply_from"),
+    settings=SETTINGS,
+    structural=("task", "seeds", "first_seed", "apply_from"),
     live=tuple(KNOBS),
     display=("highlight", "curve"),
     stops={"task": tuple(PLANE_TASKS), "curve": CURVE_NAMES},
@@ -67,7 +59,7 @@ class BalancingLab(Lab):
     ):  # fmt: skip
         values = {"seeds": seeds, "first_seed": first_seed, "apply_from": apply_from, "methods": methods}
         values["device"] = device
-        values |= {"highlight": "auxiliary loss", "curve": CURVE_NAMES[0]} | SETTINGS
+        values |= {"highlight": "auxiliary loss", "curve": CURVE_NAMES[0]}
         panels = panels_of(names_of(methods, "methods"))
         super().__init__(BALANCING_LAB, values, panels, settings, play=play, max_steps=max_steps, columns=None)
 
@@ -86,33 +78,28 @@ class BalancingLab(Lab):
         return super().check(values | ({"highlight": names[-1]} if is_gone else {}), given)
 
     def _settings(self, values: Mapping[str, Any]) -> tuple[PlaneSetting, dict[str, PlaneSetting]]:
-        own = {name: values[name] for name in SETTING_FIELDS if name not in STRENGTHS.values()}
-        base = replace(PRESETS["collapse"], **own)
+        base = {name: values[name] for name in SETTING_FIELDS if name not in STRENGTHS.values()}
+        base = replace(PRESETS["collapse"], **base)
         return base, {name: tile_setting(name, base, values) for name in values["methods"]}
 
     def make_runs(self, values: Mapping[str, Any]) -> dict[str, SeedBand]:
         base, _ = self._settings(values)
         first = values["first_seed"]
-        self._trunk = Tile(base, SeedBand(base, range(first, first + values["seeds"]), values["device"]))
-        self._trunk.read()
-        self.tiles: dict[str, Tile] = {}
-        return {}
+        collapse = Tile(base, SeedBand(base, range(first, first + values["seeds"]), values["device"]))
+        collapse.read()
+        self._collapse, self.tiles = collapse, {}
+        self.turn(values)
+        return self.runs
 
     def turn(self, values: Mapping[str, Any]) -> None:
         """Set other strengths, other tiles. New ones show the collapse until they branch off."""
-        (base, settings), trunk = self._settings(values), self._trunk
-        if base.lr != trunk.setting.lr and trunk.step > 0:
-            trunk.changes.append(trunk.step)
-        trunk.setting, trunk.band.knobs.lr = base, base.lr
-        kept, self.tiles = self.tiles, {}
-        for name, setting in settings.items():
-            self.tiles[name] = tile = kept.get(name) or replace(trunk, setting=setting)
-            if tile.setting != setting and tile.band is not trunk.band:
-                tile.band.knobs.take(setting)
-                tile.turned = True
-                if tile.step not in (0, *tile.changes[-1:]):
-                    tile.changes.append(tile.step)
-            tile.setting = setting
+        (base, settings), collapse = self._settings(values), self._collapse
+        if base.lr != collapse.setting.lr and collapse.step > 0:
+            collapse.changes.append(collapse.step)
+        collapse.setting, collapse.band.knobs.lr = base, base.lr
+        self.tiles = {n: self.tiles.get(n) or replace(collapse, setting=setting) for n, setting in settings.items()}
+        for name, tile in self.tiles.items():
+            tile.turn(settings[name])
         self.runs = {name: tile.band for name, tile in self.tiles.items()}
         self.functions = panels_of(self.tiles)
 
@@ -122,7 +109,7 @@ class BalancingLab(Lab):
 
     def close(self) -> None:
         super().close()
-        self.tiles, self._trunk = {}, None
+        self.tiles, self._collapse = {}, None
 
     def train_one(self) -> None:
         """Train the tile that is furthest behind by one step, and a slider counts between tiles. New ones catch up.
@@ -141,9 +128,8 @@ class BalancingLab(Lab):
 
     def _train(self, name: str) -> None:
         tile = self.tiles[name]
-        if tile.band is self._trunk.band and tile.step >= self.state.values["apply_from"]:  # its method starts
-            changes = [*tile.changes, tile.step] if tile.step > 0 else []
-            tile = replace(tile, band=tile.band.branch(tile.setting), readings=list(tile.readings), changes=changes)
+        if not tile.has_branched and tile.step >= self.state.values["apply_from"]:
+            tile = tile.branch()
         tile.band.step()
         self.tiles[name], self.runs[name] = tile, tile.band  # not before: a first step that fails leaves no branch
         if tile.step % (READ_EVERY_EARLY if tile.step < EARLY else READ_EVERY) == 0:
@@ -151,7 +137,7 @@ class BalancingLab(Lab):
 
     def went_back(self) -> None:
         super().went_back()
-        for tile in (self._trunk, *self.tiles.values()):
+        for tile in (self._collapse, *self.tiles.values()):
             tile.readings = [reading for reading in tile.readings if reading.step <= tile.step]
             tile.changes = sorted({min(change, tile.step) for change in tile.changes} - {0})
             tile.turned = True
@@ -215,7 +201,7 @@ class BalancingLab(Lab):
             strength = self.state.values[STRENGTHS[first]] if first in STRENGTHS else None
             name = f"{first} {strength:g}" if strength is not None else first
         self.loop.trouble = ""
-        self._apply(self.check(self.state.values | {"methods": (*self.tiles, name)}))
+        self.apply({"methods": (*self.tiles, name)})
 
 
 @cache  # for a name always the same function: what is drawn is kept by it

@@ -86,10 +86,15 @@ def move(widget: W.Widget, value: Any) -> None:
         widget.value = value
 
 
+def asked_by(name: str, shown: Any) -> Any:
+    """Return the value that a control asks for by what it shows: 0 is 'off', which of some knobs is None."""
+    return None if shown == 0 and name in KNOBS and KNOBS[name].off is None else shown
+
+
 class CheckBoxes(W.Box):
     """A row of boxes to tick; `value` has the names of those that are ticked, in their order. what: name -> its tip."""
 
-    value = traitlets.Tuple()
+    value, disabled = traitlets.Tuple(), False
 
     def __init__(self, name: str, names: Iterable[str], what: Callable[[str], str] = str):
         self.boxes: dict[str, W.Checkbox] = {}

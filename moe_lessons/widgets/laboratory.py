@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -14,32 +15,32 @@ from moe_lessons.plots.panels._history import RECENT, X_AXES, recent_load
 from moe_lessons.support.errors import check_choice, check_device, check_top_k, check_whole, is_whole
 from moe_lessons.training import Run
 from moe_lessons.training.knobs import KNOBS
-from moe_lessons.widgets.controls import CONTROLS, Box, CheckBoxes, control, move
+from moe_lessons.widgets.controls import CONTROLS, Box, CheckBoxes, asked_by, control, move
 from moe_lessons.widgets.live import LiveRun
-from moe_lessons.widgets.spec import Spec, State
+from moe_lessons.widgets.spec import HEADINGS, Spec, State
 
 MOST = 10**9  # of what is counted
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Lab(LiveRun):
-    """A `LiveRun` with controls, as its `Spec` says; `state.values` has what is in force, also what has no control.
+    """A `LiveRun` with controls, as its `Spec` says. `state.values` has what they ask for, also what has no control.
 
-    A subclass has `make_runs` and, where it needs them, more in `check` and `idle`, and words of its own. What is
-    refused changes nothing and moves the controls back.
+    From a control to the step: `moved` posts its value; between two steps the loop has `apply` put it in force, by a
+    new start or by `turn`; `train_one` trains with it. What is refused changes nothing and moves the controls back.
+
+    A subclass has `make_runs` and, where it needs them, more in `check` and `idle`, and words of its own.
     values: of the arguments and controls. settings: what the caller gives beside them. more: see `LiveRun`."""
 
     def __init__(self, spec: Spec, values: Mapping[str, Any], panels, settings: Mapping[str, Any] = NOTHING, **more):
         for name in settings:
-            check_choice("setting", name, spec.defaults)
+            check_choice("setting", name, spec.settings)
         if len(devices()) > 1:
-            spec = replace(spec, start=(*spec.start, "device"))
+            spec = replace(spec, structural=(*spec.structural, "device"))
         self.spec = spec
-        values = self.check({"x_axis": "steps"} | values | settings, settings)
+        values = self.check({"x_axis": "steps"} | spec.settings | values | settings, settings)
         self.inputs: dict[str, W.Widget] = {}
-        self._moved: set[str] = set()  # controls that have moved and are not applied yet
-        self._touched: list[str] = []  # those that have moved since, each as often as it waits to be applied
-        self._showing: int | None = None  # the thread on which controls are moved by us
+        self._showing: int | None = None  # the thread on which `show_values` moves controls
         self.runs = self.make_runs(values)
         self.turn(values)
         super().__init__(self.runs, panels, spec=spec, values=values, **more)
@@ -54,7 +55,7 @@ class Lab(LiveRun):
 
     def check(self, values: Mapping[str, Any], given: Collection[str] = ()) -> dict[str, Any]:
         """Return the values, or raise ValueError. given: those that must apply, where the others may be idle."""
-        for name in self.spec.start + self.spec.display:  # the experts come before the top-k that they limit
+        for name in self.spec.structural + self.spec.display:  # the experts come before the top-k that they limit
             value, stops = values[name], self.stops(name, values)
             if name == "device":
                 device_name(value)
@@ -77,41 +78,34 @@ class Lab(LiveRun):
     def make_runs(self, values: Mapping[str, Any]) -> dict[str, Run]:
         raise NotImplementedError
 
-    def idle(self, values: dict[str, Any]) -> dict[str, str]:
+    def idle(self, values: Mapping[str, Any]) -> dict[str, str]:
         """The controls that do nothing with these values, each with the reason."""
         return {}
 
-    def turn(self, values: dict[str, Any]) -> None:
-        """Apply what is live to the runs."""
-        for name, value in self.in_force(values).items():
+    def in_force(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values, with each knob off that the router has no use for."""
+        return dict(values) | {name: KNOBS[name].off for name in self.idle(values) if name in KNOBS}
+
+    def turn(self, values: Mapping[str, Any]) -> None:
+        """Turn the knobs of the runs to these values."""
+        in_force = self.in_force(values)
+        for name in self.spec.live:
             for run in self.runs.values() if name == "lr" else [self.main_run]:
-                setattr(run.knobs, name, value)
+                setattr(run.knobs, name, in_force[name])
 
     def applied(self) -> None:
         """Called when other values are in force."""
-
-    def in_force(self, values: dict[str, Any] | None = None) -> dict[str, float | None]:
-        """The live knobs: each as it is asked for or, where the router has no use for it, off."""
-        values = self.state.values if values is None else values
-        idle = self.idle(values)
-        return {name: KNOBS[name].off if name in idle else values[name] for name in self.spec.live}
 
     def set(self, **values: Any) -> None:
         """Move controls, as if by hand. A bad value moves none. Fewer experts lower top_k, unless it is given too."""
         for name in values:
             check_choice("setting", name, self.inputs)
-
-        def apply() -> None:
-            if is_whole(values.get("num_experts"), 1) and "top_k" in self.inputs:
-                values.setdefault("top_k", min(self.state.values["top_k"], values["num_experts"]))
-            self._apply(self.check(self.state.values | values, values))
-
-        self.loop.now(apply)
+        self.loop.now(partial(self.apply, values, is_strict=True))
 
     def picked(self, kind: str, index: int) -> None:
         clickable, name = self.spec.clicks
         if kind == clickable and index < len(stops := self.stops(name, self.state.values)):
-            self._apply(self.check(self.state.values | {name: stops[index]}))
+            self.apply({name: stops[index]})
 
     def words(self) -> str:
         recent = self.main_run.records[-RECENT:]
@@ -120,18 +114,14 @@ class Lab(LiveRun):
         return "" if load is None else describe_load(load, self.state.values.get("top_k", 1), dropped)
 
     def written(self) -> list[str]:
-        values, defaults = self.state.values | self.in_force(), self.defaults()
-        of = {n: getattr(values[n], "__name__", repr(values[n])) for n in defaults if values[n] != defaults[n]}
-        first, *names = defaults
-        return ([of[first]] if first in of else []) + [f"{name}={of[name]}" for name in names if name in of]
-
-    def defaults(self) -> Mapping[str, Any]:
-        """The arguments of the constructor, with what each is where it is not given."""
-        return self.spec.defaults
+        values, usual = self.in_force(self.state.values), self.arguments()
+        texts = {n: getattr(values[n], "__name__", repr(values[n])) for n in usual if values[n] != usual[n]}
+        first, *names = usual
+        return ([texts[first]] if first in texts else []) + [f"{name}={texts[name]}" for name in names if name in texts]
 
     def bar(self) -> list[W.Widget]:
         tip = "Start afresh with the same settings"
-        return [*super().bar(), self.button("Reset", tip, lambda: self._moved.add("afresh"), icon="undo")]
+        return [*super().bar(), self.button("Reset", tip, lambda: self.apply({}, restart=True), icon="undo")]
 
     def body(self) -> W.Widget:
         body, controls = super().body(), W.Box(self.controls()).add_class("moe-controls")
@@ -141,22 +131,61 @@ class Lab(LiveRun):
     def controls(self) -> list[W.Widget]:
         """Make a control for each name that has none yet, under three headings, and a place to say why some idle."""
         shown, self._idle = [], W.HTML()
-        for title, names in self.spec.groups.items():
-            made = {
-                name: control(name, self.stops(name, self.state.values)) for name in names if name not in self.inputs
-            }
+        for group, names in self.spec.groups.items():
+            names = [name for name in names if name not in self.inputs]
+            made = {name: control(name, self.stops(name, self.state.values)) for name in names}
             self.inputs |= made
-            shown += [W.HTML(f'<div class="moe-group">{title}</div>'), *made.values()] if made else []
-            shown += [self._idle] if names is self.spec.live else []
+            shown += [W.HTML(f'<div class="moe-group">{HEADINGS[group]}</div>'), *made.values()] if made else []
+            shown += [self._idle] if group == "live" else []
         self.show_values()
         for name, widget in self.inputs.items():
-            widget.observe(lambda _, name=name: self._by_hand(name), "value")
+            widget.observe(partial(self.moved, name), "value")
         return shown
+
+    def moved(self, name: str, change: Mapping[str, Any]) -> None:
+        """Ask for the value to which a control was moved by hand, on whichever thread."""
+        if self._showing != threading.get_ident():
+            is_idle = change["owner"].disabled  # then it only goes back
+            self.loop.post({} if is_idle else {name: asked_by(name, change["new"])})
+
+    def apply(self, asked: Mapping[str, Any], *, is_strict: bool = False, restart: bool = False) -> None:
+        """Put other values in force: a new start for what is structural, else a turn of the knobs. ValueError for what
+        cannot be, and nothing has changed. is_strict: what is asked for is refused where it cannot apply; else a top_k
+        above the number of experts is lowered, and a knob may idle."""
+        before = self.state.values
+        values = before | asked
+        if is_whole(num_experts := values.get("num_experts"), 1) and not (is_strict and "top_k" in asked):
+            values["top_k"] = min(values["top_k"], num_experts)
+        try:
+            values = self.check(values, asked if is_strict else ())
+            changes = self.spec.changes(self.in_force(before), self.in_force(values))
+            if restart or changes.restart:
+                self._start(values)
+            else:
+                self.turn(values)
+                self.state.values = values
+                if changes.knob and self.step not in (0, *self.state.changes[-1:]):
+                    self.state.changes.append(self.step)
+            if restart or values != before:
+                self.loop.trouble = ""
+            self.applied()
+        finally:
+            self.show_values()
+
+    def _start(self, values: Mapping[str, Any]) -> None:
+        """Start afresh, with the run so far to compare with where that says something."""
+        old, state = self.main_run, self.state
+        self.runs = self.make_runs(values)
+        self.turn(values)
+        is_same = all(values.get(name) == state.values.get(name) for name in self.spec.same)
+        ghost = old if len(old.records) > RECENT else state.ghost
+        self.state = State(values, ghost=ghost if is_same else None)
+        self.loop.restart_budget()
 
     def show_values(self) -> None:
         """Have the controls show what is in force, but for those that were moved again meanwhile: their turn comes."""
-        idle, before = self.idle(self.state.values), self._showing
-        values = self.state.values | self.in_force()
+        values, idle = self.in_force(self.state.values), self.idle(self.state.values)
+        waiting = {name for asked in self.loop.queue.copy() if not callable(asked) for name in asked}
         self._showing = threading.get_ident()
         try:
             for name, widget in self.inputs.items():  # the experts come before the top-k that they limit
@@ -167,65 +196,15 @@ class Lab(LiveRun):
                     widget.max = max(stops[-1], values[name])
                 tip = "" if isinstance(widget, CheckBoxes) else CONTROLS[name].tip  # each box has its own
                 widget.disabled, widget.tooltip = name in idle, tip + (f". Off: {idle[name]}" if name in idle else "")
-                if name not in self._touched:
+                if name not in waiting:
                     move(widget, values[name])
             reasons = "; ".join(dict.fromkeys(idle[name] for name in self.spec.live if name in idle))
             self._idle.value = f'<div class="moe-idle">Off: {reasons}.</div>' if reasons else ""
         finally:
-            self._showing = before
-
-    def _by_hand(self, name: str) -> None:
-        """Have the last value of a control that was moved by hand applied, with those that move meanwhile."""
-
-        def apply() -> None:
-            self._moved.add(name)
-            if name in self._touched:  # else it was taken back just now
-                self._touched.remove(name)
-
-        if self._showing != threading.get_ident():  # else it was moved by us
-            self._touched.append(name)
-            self.loop.post(apply)
+            self._showing = None
 
     def forget(self) -> None:
         super().forget()
-        self._touched.clear()
-        self.show_values()
-
-    def settle(self) -> None:
-        moved, self._moved = self._moved, set()
-        if not moved:
-            return
-        idle = self.idle(self.state.values)
-        asked = {n: self.inputs[n].value for n in moved if n in self.inputs and n not in idle}
-        asked |= {n: None for n in asked if n in KNOBS and KNOBS[n].off is None and asked[n] == 0}  # 'off'
-        values = self.state.values | asked
-        if "top_k" in self.inputs:
-            values["top_k"] = min(values["top_k"], values["num_experts"])
-        try:
-            self._apply(self.check(values), "afresh" in moved)
-        except BaseException:  # of a learner's block
-            self.show_values()
-            raise
-
-    def _apply(self, values: dict[str, Any], afresh: bool = False) -> None:
-        """Put checked values in force: a new start for what is of the structure, else a turn of the knobs."""
-        before = self.state.values
-        afresh = afresh or any(values[name] != before[name] for name in self.spec.start)
-        if afresh:
-            old, is_same = self.main_run, all(values.get(name) == before.get(name) for name in self.spec.same)
-            self.runs = self.make_runs(values)
-            self.turn(values)
-            ghost = None if not is_same else old if len(old.records) > RECENT else self.state.ghost
-            self.state = State(values, ghost=ghost)
-            self.loop.restart_budget()
-        else:
-            self.turn(values)
-            self.state.values = values
-            if self.in_force(values) != self.in_force(before) and self.step not in (0, *self.state.changes[-1:]):
-                self.state.changes.append(self.step)
-        if afresh or values != before:
-            self.loop.trouble = ""
-        self.applied()
         self.show_values()
 
 

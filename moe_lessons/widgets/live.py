@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,20 +33,20 @@ TEXT_INTERVAL = 0.25  # seconds between two refreshes of the lines of text
 NUM_POINTS = 1024  # on which the load without noise is measured
 NUM_TRACED, NUM_TRACED_PER_DOMAIN = 24, 2  # sequences whose routing is read: in all, and of each domain at least
 
-LIVE_RUN = Spec(title="Live training", defaults={"play": 0, "max_steps": 1500})
+LIVE_RUN = Spec(title="Live training")
 
 _views: dict[str, list[Picture]] = {}  # notebook cell -> the views that it made
 
 
-class Kept(NamedTuple):
-    """A kept reading or drawing. It is made anew where its `stamp` has changed; where only its `state` has, when
-    training has paid for the last time, and in a pause."""
+class CachedReading(NamedTuple):
+    """What was read of a model, or drawn. It is computed again where what it `depends_on` has changed; where only its
+    `version` has, when training has paid for the last time, and in a pause."""
 
     value: Any
-    stamp: tuple
-    state: Any
+    depends_on: tuple
+    version: Any
     cost: float  # CPU seconds
-    at: float  # CPU seconds of training before it
+    trained: float  # CPU seconds of training before it
 
 
 class LiveRun(Picture):
@@ -77,7 +78,7 @@ class LiveRun(Picture):
         self.columns = None if columns is None else min(check_positive_int("columns", columns), most)
         play = play and check_positive_int("play", play)
         self.spec, self.state = spec, State(dict(values) | {"play": play, "max_steps": max_steps})
-        self._kept: dict[Any, Kept] = {}  # readings by their names, panels by their places, the 'lines' of text
+        self._cache: dict[Any, CachedReading] = {}  # by a name, panels by their places, and the 'lines' of text
         self._spent = 0.0  # CPU seconds of all of them
         self.loop = Loop(self)
         self._waits = bool(play) and self.loop.events is None  # nobody sees a picture before the training
@@ -100,9 +101,6 @@ class LiveRun(Picture):
             return None
         return self.read("clean load", lambda: clean_load(run, NUM_POINTS))
 
-    def settle(self) -> None:
-        """Called between two steps, when actions have been done."""
-
     def refresh(self) -> None:
         """Called before panels are drawn."""
 
@@ -111,7 +109,7 @@ class LiveRun(Picture):
         if kind == "token" and index < NUM_TOKENS:
             self.state.values = self.state.values | {"token": index}
 
-    def stamp(self) -> tuple:
+    def reading_depends_on(self) -> tuple:
         """Return what a reading of the model depends on, beside the run and the step: the knobs that its modules
         keep."""
         return tuple(getattr(self.main_run.knobs, name) for name, knob in KNOBS.items() if knob.attribute)
@@ -180,13 +178,13 @@ class LiveRun(Picture):
 
     def post(self, action: Callable[[], None]) -> None:
         """Have `action` done between two steps, whichever thread this is called on."""
-        self.loop.post(self.settle, action)
+        self.loop.post(action)
 
     def close(self) -> None:
         """End the training and remove the view with all its widgets."""
         if hasattr(self, "loop"):  # else it was refused when it was made
             self.loop.end()
-            self.runs, self.state.ghost, self._kept = {}, None, {}
+            self.runs, self.state.ghost, self._cache = {}, None, {}
             super().close()
 
     def train_one(self) -> None:
@@ -205,30 +203,31 @@ class LiveRun(Picture):
 
     def went_back(self) -> None:
         """Forget what was read of steps that were taken back."""
-        self._kept.clear()
+        self._cache.clear()
         self.state.changes = sorted({min(change, self.step) for change in self.state.changes} - {0})
 
     def read(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return what `make()` reads from the run that is shown: costly things, such as a trace; see `Kept`."""
-        stamp, state = (self.main_run, *self.stamp()), len(self.main_run.records)
-        if self._is_old(name, stamp, state, READING_SHARE):
-            self._make(name, make, stamp, state)
-        return self._kept[name].value
+        """Return what `make()` reads from the run that is shown, where it is costly, such as a trace: see
+        `CachedReading`."""
+        depends_on, version = (self.main_run, *self.reading_depends_on()), len(self.main_run.records)
+        if self._is_stale(name, depends_on, version, READING_SHARE):
+            self._compute(name, make, depends_on, version)
+        return self._cache[name].value
 
-    def _is_old(self, name: Any, stamp: tuple, state: Any, share: float) -> bool:
-        kept = self._kept.get(name)
-        if kept is None or kept.stamp != stamp:
+    def _is_stale(self, name: Any, depends_on: tuple, version: Any, share: float) -> bool:
+        cached = self._cache.get(name)
+        if cached is None or cached.depends_on != depends_on:
             return True
-        is_paid = self.loop.cost["training"] - kept.at >= kept.cost / share
-        return kept.state != state and (is_paid or not self.loop.playing)
+        is_paid = self.loop.cost["training"] - cached.trained >= cached.cost / share
+        return cached.version != version and (is_paid or not self.loop.playing)
 
-    def _make(self, name: Any, make: Callable[[], Any], stamp: tuple, state: Any) -> Any:
+    def _compute(self, name: Any, make: Callable[[], Any], depends_on: tuple, version: Any) -> Any:
         start, inside = time.thread_time(), self._spent
         with torch_threads(1):  # a second one waits long where the machine is busy
             value = make()
         cost = time.thread_time() - start - (self._spent - inside)  # without what was read inside
         self._spent += cost
-        self._kept[name] = Kept(value, stamp, state, cost, self.loop.cost["training"])
+        self._cache[name] = CachedReading(value, depends_on, version, cost, self.loop.cost["training"])
         return value
 
     @property
@@ -248,32 +247,32 @@ class LiveRun(Picture):
         return self.read("plane", lambda: read_plane(run, self.state.muted))
 
     def panels(self) -> list[Panel]:
-        if self.loop.playing:  # what is kept may be of an earlier step
+        if self.loop.playing:  # what is cached may be of an earlier step
             self.refresh()
             return [self._draw(function) for function in self.functions]
-        self._due(False)
-        return [self._kept[place].value for place in range(len(self.functions))]
+        self._stale_panels(False)
+        return [self._cache[place].value for place in range(len(self.functions))]
 
     def _draw(self, function: Callable[[Any], Panel]) -> Panel:
         panel = function(self)
         return panel if self.columns is None or panel.width == 12 else replace(panel, width=12 // self.columns)
 
-    def _due(self, asked: bool) -> dict[int, Panel]:
-        """The panels that are to be drawn anew. An answer has the quick ones; the costly ones follow."""
+    def _stale_panels(self, asked: bool) -> dict[int, Panel]:
+        """Draw the panels anew that are no longer true. An answer has the quick ones; the costly ones follow."""
         self.refresh()
-        # a panel that is drawn while it trains may show a reading of an earlier step: it is due in the pause
-        state = self.loop.playing, self.step, self.main_run.knobs.is_noisy, self.state.values
-        state += len(self.state.changes), self.stamp()
+        # a panel that is drawn while it trains may show a reading of an earlier step: it is stale in the pause
+        version = self.loop.playing, self.step, self.main_run.knobs.is_noisy, self.state.values
+        version += len(self.state.changes), self.reading_depends_on()
         panels, share, is_late = {}, PANELS_SHARE / len(self.functions), False
         for place, function in enumerate(self.functions):
             if place not in self.canvas.panels:  # the page has none there
-                self._kept.pop(place, None)
-            stamp, kept = (function, self.main_run), self._kept.get(place)
-            is_old, is_quick = self._is_old(place, stamp, state, share), kept and kept.cost < QUICK
-            if is_old and asked and kept and not is_quick and self.loop.events:
+                self._cache.pop(place, None)
+            depends_on, cached = (function, self.main_run), self._cache.get(place)
+            is_stale, is_quick = self._is_stale(place, depends_on, version, share), cached and cached.cost < QUICK
+            if is_stale and asked and cached and not is_quick and self.loop.events:
                 is_late = True
-            elif is_old or (asked and is_quick):
-                panels[place] = self._make(place, functools.partial(self._draw, function), stamp, state)
+            elif is_stale or (asked and is_quick):
+                panels[place] = self._compute(place, functools.partial(self._draw, function), depends_on, version)
         if is_late and not self.loop.playing:
             self.loop.events.call_soon(self.show, False)
         return panels
@@ -284,9 +283,9 @@ class LiveRun(Picture):
             return 0.0
         words: dict[str, Any] = {}
         try:
-            panels, now = self._due(asked), round(time.monotonic() / TEXT_INTERVAL)
-            if asked or self._is_old("lines", (), now, PANELS_SHARE / len(self.functions)):
-                words = self._make("lines", self.lines, (), now)
+            panels, now = self._stale_panels(asked), round(time.monotonic() / TEXT_INTERVAL)
+            if asked or self._is_stale("lines", (), now, PANELS_SHARE / len(self.functions)):
+                words = self._compute("lines", self.lines, (), now)
         except INTERRUPTS:
             raise
         except BaseException as error:  # of a learner's model or panel
@@ -297,7 +296,7 @@ class LiveRun(Picture):
             if any(has_diverged(run) for run in self.runs.values()):
                 self.go_back()
                 self.loop.trouble = "The last step was too large and is taken back: lower the learning rate to go on."
-                panels, words = self._due(True), self.lines()
+                panels, words = self._stale_panels(True), self.lines()
         start, experts = time.thread_time(), (self.main_run.num_experts or [0])[0] * self.spec.has_chips
         words |= {"step": self.step, "state": "training" if self.loop.playing else "paused", "experts": experts}
         words |= {"trouble": self.loop.trouble, "budget": self.loop.budget, "until": self.loop.until}
@@ -336,7 +335,7 @@ class LiveRun(Picture):
 
     def forget(self) -> None:
         """Forget what was asked and is not done yet, on whichever thread."""
-        self.loop.forget()
+        self.loop.queue.clear()
 
     def step_button(self, steps: int) -> None:
         """The buttons 'Step' and '+50', which train only in a pause."""
@@ -358,8 +357,19 @@ class LiveRun(Picture):
 
     def written(self) -> list[str]:
         """The arguments of a call that makes the same view, but for defaults."""
-        values = self.state.values
-        return [f"{name}={values[name]!r}" for name, usual in self.spec.defaults.items() if values[name] != usual]
+        values, usual = self.state.values, self.arguments()
+        return [f"{name}={values[name]!r}" for name in usual if values[name] != usual[name]]
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that `state.values` has, in the order in which they are written, each as it usually is."""
+        usual = usual_arguments(type(self)) | self.spec.settings
+        return {name: value for name, value in usual.items() if name in self.state.values}
+
+
+def usual_arguments(kind: type) -> dict[str, Any]:
+    """Return what each argument of a view is where it is not given."""
+    parameters = inspect.signature(kind.__init__).parameters.items()
+    return {name: argument.default for name, argument in parameters if argument.default is not argument.empty}
 
 
 def has_diverged(run: Run) -> bool:

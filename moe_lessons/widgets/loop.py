@@ -6,6 +6,7 @@ import collections
 import time
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 from moe_lessons.nn import torch_threads
 from moe_lessons.support.interrupts import heeding
@@ -25,8 +26,10 @@ _loops: "weakref.WeakSet[Loop]" = weakref.WeakSet()  # all that have trained: an
 class Loop:
     """Train a view while it plays, and show it when a picture is due and its page is ready.
 
-    It uses the view's `train_one()`, `step`, `settle()` (after actions), `canvas`, and `show(asked)` -> CPU seconds of
-    sending; asked: it answers an action, at once. What goes wrong pauses the training, and is said in `trouble`."""
+    It uses the view's `train_one()`, `step`, `apply(values)`, `canvas`, and `show(asked)` -> CPU seconds of sending;
+    asked: it answers an action, at once. What goes wrong pauses the training, and is said in `trouble`.
+
+    queue: what is to be done between two steps, in its order: actions, and values that controls ask for, by name."""
 
     def __init__(self, view):
         self.view, self.events = view, event_loop()
@@ -35,7 +38,7 @@ class Loop:
         self.budget = self.until = 0  # how many steps it was asked to train, and up to which
         self._held = 0  # steps that wait until the view is seen: see `hold`
         self._task: asyncio.Task | None = None
-        self._actions: collections.deque[Callable[[], None]] = collections.deque()
+        self.queue: collections.deque[Callable[[], None] | dict[str, Any]] = collections.deque()
         self._busy = self._interrupted = self._ended = False
         self._unseen = False  # actions were done that no picture shows yet
         # of the last picture: when it was, after how much CPU time, and what pictures cost before any panel is drawn
@@ -80,13 +83,11 @@ class Loop:
     def end(self) -> None:
         """Stop for good; what waits to be done, or is posted later, is forgotten."""
         self.playing, self._ended = False, True
-        self.forget()
+        self.queue.clear()
 
-    def forget(self) -> None:
-        self._actions.clear()
-
-    def post(self, *actions: Callable[[], None]) -> None:
-        self._actions.extend(actions)
+    def post(self, asked: Callable[[], None] | dict[str, Any]) -> None:
+        """Have it done between two steps, whichever thread this is called on."""
+        self.queue.append(asked)
         on_the_loop(self.events, self._drain)
 
     async def finished(self) -> None:
@@ -126,7 +127,7 @@ class Loop:
             cpu, shown = time.thread_time(), self.cost["showing"]
             self.view.train_one()
             self.cost["training"] += time.thread_time() - cpu - (self.cost["showing"] - shown)
-            if self._actions or self._unseen or self._is_due() or time.perf_counter() - start > TURN:
+            if self.queue or self._unseen or self._is_due() or time.perf_counter() - start > TURN:
                 break
         self._do_actions()
         self.show_if_due()
@@ -145,7 +146,7 @@ class Loop:
         return waited > 0.95 * canvas.behind / FPS and earned > self._overhead / SENDING and canvas.ready
 
     def _drain(self) -> None:
-        if self._actions and not self._busy and not self._ended:
+        if self.queue and not self._busy and not self._ended:
             self._do_actions()
             self._answer()
 
@@ -157,18 +158,19 @@ class Loop:
 
     def _do_actions(self) -> None:
         """Do what was posted, in its order; what goes wrong is said."""
-        self._unseen |= bool(self._actions)
+        self._unseen |= bool(self.queue)
         busy, self._busy = self._busy, True
         try:
-            while self._actions:
-                self._try(self._actions.popleft())
-            self._try(self.view.settle)
+            while self.queue:
+                self._do(self.queue.popleft())
         finally:
             self._busy = busy
 
-    def _try(self, action: Callable[[], None]) -> None:
+    def _do(self, asked: Callable[[], None] | dict[str, Any]) -> None:
+        while not callable(asked) and self.queue and not callable(self.queue[0]):  # moved in a row: applied together
+            asked = asked | self.queue.popleft()
         try:
-            action()
+            asked() if callable(asked) else self.view.apply(asked)
         except INTERRUPTS:
             raise
         except BaseException as error:

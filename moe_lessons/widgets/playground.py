@@ -32,10 +32,8 @@ FRONT_TOKEN = 8  # at a border between two experts, with seed 0: both count
 RESCUE = 1.0  # an auxiliary loss that revives dead experts
 PLAYGROUND = Spec(
     title="MoE playground",
-    defaults={"preset": None, "block": None, "seed": 0, "panels": PLANE_PANELS, "controls": None, "play": 0}
-    | {"max_steps": 1500, "device": "cpu"}
-    | asdict(PlaneSetting()),
-    start=("task", "num_experts", "top_k", "d_ff", "router", "router_start", "seed", "points"),
+    settings=asdict(PlaneSetting()),
+    structural=("task", "num_experts", "top_k", "d_ff", "router", "router_start", "seed", "points"),
     live=tuple(KNOBS),
     display=("token", "mute", "pen", "classes", "x_axis"),
     stops={"task": tuple(PLANE_TASKS), "router": tuple(PLANE_ROUTERS), "router_start": tuple(ROUTER_STARTS)},
@@ -65,23 +63,23 @@ class Playground(Lab):
     ):  # fmt: skip
         spec, setting = PLAYGROUND, asdict(PRESETS[check_choice("preset", preset, PRESETS)])
         if controls is not None:
-            controls = names_of(controls, "control", spec.start + spec.live + spec.display) if controls else ()
-            groups = {group: getattr(spec, group) for group in ("start", "live", "display")}
-            spec = replace(spec, **{group: tuple(n for n in names if n in controls) for group, names in groups.items()})
+            controls = names_of(controls, "control", sum(spec.groups.values(), ())) if controls else ()
+            chosen = {group: tuple(n for n in names if n in controls) for group, names in spec.groups.items()}
+            spec = replace(spec, **chosen)
         self.block = block
         self._block_idle: dict[str, str] = {}  # of a block of your own, once it is made: what it has no use for
         values = {"preset": preset, "block": block, "seed": seed, "panels": panels, "controls": controls}
         self.is_front = controls is None and panels == PLANE_PANELS
         values |= {"device": device, "token": FRONT_TOKEN if self.is_front else 0, "mute": "none", "classes": "shown"}
         values |= setting | {"pen": "off"}
-        self.shows_more, self._rest = not self.is_front, []  # _rest: widgets that only 'More' shows
+        self._rest: list[W.Widget] = []  # that only 'More' shows
         self._past: list[str] = []  # points before each that were drawn
         columns = None if self.is_front else 3
         super().__init__(spec, values, panels, settings, play=play, max_steps=max_steps, columns=columns)
 
-    def defaults(self) -> dict[str, Any]:
-        """See `Lab`: the fields of the preset, whose name is always written."""
-        return self.spec.defaults | asdict(PRESETS[self.state.values["preset"]])
+    def arguments(self) -> dict[str, Any]:
+        """See `LiveRun`: the name of the preset is always written, and what differs from it."""
+        return super().arguments() | {"preset": None} | asdict(PRESETS[self.state.values["preset"]])
 
     def stops(self, name: str, values: dict[str, Any]) -> Any:
         if name == "mute":
@@ -89,10 +87,10 @@ class Playground(Lab):
         return super().stops(name, values)
 
     def idle(self, values: dict[str, Any]) -> dict[str, str]:
-        own = {"task": TIPS["own"]["idle"]} if values["points"] else {}
+        drawn = {"task": TIPS["own"]["idle"]} if values["points"] else {}
         if self.block is None:
-            return own | idle_with(check_choice("router", values["router"], PLANE_ROUTERS))
-        return own | self._block_idle | {"router": "the block has a router of its own"}
+            return drawn | idle_with(check_choice("router", values["router"], PLANE_ROUTERS))
+        return drawn | self._block_idle | {"router": "the block has a router of its own"}
 
     def check(self, values: dict[str, Any], given=()) -> dict[str, Any]:
         self.setting_of(values)  # refuses bad sizes
@@ -101,7 +99,7 @@ class Playground(Lab):
         return super().check(values, given)
 
     def setting_of(self, values: dict[str, Any]) -> PlaneSetting:
-        values = values | self.in_force(values)
+        values = self.in_force(values)
         return PlaneSetting(**{field.name: values[field.name] for field in fields(PlaneSetting)})
 
     @property
@@ -120,15 +118,6 @@ class Playground(Lab):
                 self._block_idle |= {"mute": "only our experts can be muted"}
         return runs
 
-    @property
-    def functions(self) -> list[Callable[[Any], Panel]]:
-        """The panels that are shown now."""
-        return self._functions if self.shows_more else self._functions[: len(FRONT)]
-
-    @functions.setter
-    def functions(self, functions: list[Callable[[Any], Panel]]) -> None:
-        self._functions = functions
-
     def _draw(self, function: Callable[[Any], Panel]) -> Panel:
         panel = super()._draw(function)
         width = FRONT.get(function.__name__) if self.is_front else None
@@ -144,7 +133,7 @@ class Playground(Lab):
             for name, action in (("Collapse", self.collapse), ("Rescue", self.rescue))
         )
         self._more = W.ToggleButton(description="More", tooltip=TIPS["front"]["More"])
-        self._more.observe(lambda _: self.post(self._show_more), "value")
+        self._more.observe(lambda _: self.post(self._show_rest), "value")
         self._rest += steps
         return [title, play, collapse, rescue, reset, self._more, copy, *steps]
 
@@ -180,22 +169,19 @@ class Playground(Lab):
         if self.is_front:
             first = [self.inputs[name] for name in FRONT_CONTROLS]
             rest = [widget for widget in made if widget not in first]
-            made, self._rest = first + rest, self._rest + rest
+            made, self._rest, self._all_functions = first + rest, self._rest + rest, self.functions
             self._show_rest()
         return made
 
     def show_more(self, is_more: bool = True) -> None:
         """Show all panels and controls, as the button 'More' does, or only those that explain most."""
         self._more.value = is_more
-        self.loop.now(self._show_more)
-
-    def _show_more(self) -> None:
-        self.shows_more = self._more.value
-        self._show_rest()
+        self.loop.now(self._show_rest)
 
     def _show_rest(self) -> None:
+        self.functions = self._all_functions[: None if self._more.value else len(FRONT)]
         for widget in self._rest:
-            widget.layout.display = None if self.shows_more else "none"
+            widget.layout.display = None if self._more.value else "none"
 
     def collapse(self) -> None:
         """Start the preset 'collapse', and train it."""
@@ -204,7 +190,7 @@ class Playground(Lab):
 
     def rescue(self) -> None:
         """Go on with a strong auxiliary loss, which revives dead experts."""
-        self.loop.now(lambda: self._apply(self.check(self.state.values | {"router_aux_loss_coef": RESCUE})))
+        self.loop.now(lambda: self.apply({"router_aux_loss_coef": RESCUE}))
         self.play()
 
     def body(self) -> W.Widget:
@@ -213,14 +199,14 @@ class Playground(Lab):
         return body
 
     def _learn(self, points: str) -> None:
-        values = self.check(self.state.values | {"points": points})
-        self._past.append(self.state.values["points"])
-        self._apply(values)
+        before = self.state.values["points"]
+        self.apply({"points": points})
+        self._past.append(before)
 
     def _undo_points(self) -> None:
         if not self._past:
             raise ValueError(TIPS["own"]["nothing"])
-        self._apply(self.check(self.state.values | {"points": self._past.pop()}))
+        self.apply({"points": self._past.pop()})
 
     def _clear_points(self) -> None:
         if self.state.values["points"]:
@@ -242,20 +228,20 @@ class Playground(Lab):
         def choose() -> None:
             goes_on = name == "rescued" and self.step > 0 and self.is_at("collapse")
             controlled = {n: value for n, value in setting.items() if n in self.inputs and n != "points"}
-            self._apply(self.check(self.state.values | controlled | {"preset": name}), not goes_on)
+            self.apply(controlled | {"preset": name}, restart=not goes_on)
 
         self.loop.now(choose)
 
-    def stamp(self) -> tuple:
-        return *super().stamp(), self.state.muted
+    def reading_depends_on(self) -> tuple:
+        return *super().reading_depends_on(), self.state.muted
 
     def words(self) -> str:
         losses, guessing = [record.loss for record in self.main_run.records[-RECENT:]], math.log(NUM_CLASSES)
         is_worse = self.step > RECENT and sum(losses) > 1.1 * guessing * len(losses)
         worse = TIPS["reading"]["worse"].format(guessing=f"{guessing:.2f}") * is_worse
-        return super().words() + worse + self._own_words()
+        return super().words() + worse + self._words_of_points()
 
-    def _own_words(self) -> str:
+    def _words_of_points(self) -> str:
         said, (points, classes) = TIPS["reading"], read_points(self.state.values["points"])
         if not len(points):
             return "" if self.state.pen is None else said["draw"]
@@ -275,8 +261,8 @@ class Playground(Lab):
         text = TIPS["reading"]["token"].format(token=i, **facts)
         if (expert := self.state.muted) is not None:
             with_it, without = (f"{accuracy:.1%}" for accuracy in self.read("muted", self._read_muted))
-            of = {"expert": expert, "with_it": with_it, "without": without, "points": NUM_HELD_OUT}
-            text += TIPS["reading"]["muted"].format(**of)
+            facts = {"expert": expert, "with_it": with_it, "without": without, "points": NUM_HELD_OUT}
+            text += TIPS["reading"]["muted"].format(**facts)
         return text
 
     def _read_muted(self) -> list[float]:

@@ -28,10 +28,8 @@ corpus = functools.cache(TextTask)  # the text of some domains
 NAMED_ROUTERS = tuple(name for name in ROUTERS if name != "gaussian noise")  # that is top-k, and the slider for noise
 ROUTING_LAB = Spec(
     title="Routing laboratory",
-    defaults={"domains": tuple(DOMAINS), "panels": USUAL_PANELS, "play": 0, "max_steps": 600}
-    | (CONFIG_FIELDS | KNOBS_AT_FIRST)
-    | {"layer": 0, "seed": 0, "batch_size": 32, "device": "cpu"},
-    start=("domains", *MODEL_CONTROLS, "seed"),
+    settings=CONFIG_FIELDS | KNOBS_AT_FIRST,
+    structural=("domains", *MODEL_CONTROLS, "seed"),
     live=tuple(KNOBS),
     display=("layer", "x_axis"),
     stops={"num_experts": (1, 2, 4, 8, 16, 32), "d_ff": (8, 16, 32, 64, 128)},
@@ -67,12 +65,18 @@ class RoutingLab(Lab):
             raise ValueError("moe_layers must name at least one layer, got none")
         self._routers: dict[Any, None] = dict.fromkeys(NAMED_ROUTERS)  # and your own, once you have named it
         self._text = task if hasattr(task, "held_out") else None  # of your own: it stays what it is
-        spec = ROUTING_LAB if self._text is None else replace(ROUTING_LAB, start=ROUTING_LAB.start[1:])
-        values = {n: getattr(self._config, n) for n in CONFIG_FIELDS} | KNOBS_AT_FIRST
+        spec = ROUTING_LAB if self._text is None else replace(ROUTING_LAB, structural=ROUTING_LAB.structural[1:])
+        values = {n: getattr(self._config, n) for n in CONFIG_FIELDS}
         values |= {"domains": task, "seed": seed, "layer": layer, "batch_size": batch_size}
         values["device"] = device
         values["panels"] = panels
         super().__init__(spec, values, panels, settings, play=play, max_steps=max_steps, columns=2)
+
+    def arguments(self) -> dict[str, Any]:
+        """See `LiveRun`: the task stands in the values as its domains."""
+        usual = super().arguments()
+        first = {name: usual[name] for name in ("panels", "play", "max_steps", *ROUTING_LAB.settings)}
+        return {"domains": tuple(DOMAINS)} | first | usual
 
     def stops(self, name: str, values: dict[str, Any]) -> Any:
         if name == "router":

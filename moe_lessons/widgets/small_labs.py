@@ -20,16 +20,13 @@ WALLS = tuple(partial(wall, name=name) for name in ("MoE", SAME_ACTIVE, SAME_TOT
 
 COLLAPSE_LAB = Spec(
     title="A collapse",
-    defaults={"learns": "all", "play": 0, "max_steps": 300, "seed": 0, "device": "cpu"},
-    start=("learns", "seed"),
+    structural=("learns", "seed"),
     stops={"learns": tuple(LEARNS)},
     first_x=25,
 )
 FACTS_LAB = Spec(
     title="Memorised facts",
-    defaults={"num_experts": 16, "top_k": 2, "num_entries": 1000, "seed": 0, "lr": FACTS_LR}
-    | {"play": 0, "max_steps": 250, "device": "cpu"},
-    start=("num_experts", "top_k", "num_entries", "seed"),
+    structural=("num_experts", "top_k", "num_entries", "seed"),
     live=("lr",),
     display=("x_axis",),
     stops={"num_experts": (2, 4, 8, 16, 32), "lr": (0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.03)},
@@ -77,7 +74,7 @@ class FactsLab(Lab):
     def make_runs(self, values: Mapping[str, Any]) -> dict[str, Run]:
         """See `Lab`. `readings` has after which step each model knew which entries, (N,) by name."""
         self.readings: list[tuple[int, dict[str, Tensor]]] = []
-        return facts_runs(*(values[name] for name in FACTS_LAB.start), values["device"])
+        return facts_runs(*(values[name] for name in FACTS_LAB.structural), values["device"])
 
     def train_one(self) -> None:
         """See `LiveRun`. To read all entries, each N/80 steps, is about a tenth of what the training computes."""

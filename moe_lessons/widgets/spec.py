@@ -3,28 +3,39 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from moe_lessons.training import Run
 from moe_lessons.widgets.controls import CONTROLS
+
+HEADINGS = {
+    "structural": "Structure · starts afresh",
+    "live": "Live · applies to the next step",
+    "display": "Look · changes nothing",
+}
+
+
+class Changes(NamedTuple):
+    """What other values ask of a view: a new start, or a knob that is turned between two steps."""
+
+    restart: bool
+    knob: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
     """The specification of a view.
 
-    defaults: the arguments that make it, in the order in which `repr` writes those with another value; the first of a
-        laboratory without its name.
-    start, live, display: its controls, of `CONTROLS`: a change of the first starts afresh, of the second applies to the
-        next step, of the third changes only what is shown.
+    settings: what may be given by name beside the arguments of the laboratory, with what it is where it is not given.
+    structural, live, display: its controls, of `CONTROLS`: see `HEADINGS`.
     stops: what controls have to choose from, where it is not what `CONTROLS` says.
     clicks: what can be clicked in a panel, and the control that its number selects.
     same: losses are compared with those of an earlier run where these values are the same.
     first_x: steps that the panels have room for at first. has_chips: whether there is a chip for each expert."""
 
     title: str
-    defaults: Mapping[str, Any]
-    start: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    structural: tuple[str, ...] = ()
     live: tuple[str, ...] = ()
     display: tuple[str, ...] = ()
     stops: Mapping[str, Any] = field(default_factory=dict)
@@ -35,9 +46,12 @@ class Spec:
 
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
-        """The controls under their headings."""
-        titles = "Structure · starts afresh", "Live · applies to the next step", "Look · changes nothing"
-        return dict(zip(titles, (self.start, self.live, self.display)))
+        """The controls by the names of `HEADINGS`."""
+        return {group: getattr(self, group) for group in HEADINGS}
+
+    def changes(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
+        """Say what it asks of a view that values are these now."""
+        return Changes(*(any(before[n] != now[n] for n in names) for names in (self.structural, self.live)))
 
     def stops_of(self, name: str) -> Any:
         return self.stops.get(name) or CONTROLS[name].stops
@@ -47,8 +61,8 @@ class Spec:
 class State:
     """The settings of a view, by the name of an argument or a control, and what was done to it. Panels read it.
 
-    `values` is replaced as a whole, never changed in place. changes: the steps after which a knob was turned. ghost: an
-    earlier run, to compare with."""
+    `values` is the one place where they stand; it is replaced as a whole, never changed in place. changes: the steps
+    after which a knob was turned. ghost: an earlier run, to compare with."""
 
     values: Mapping[str, Any]
     changes: list[int] = field(default_factory=list)

@@ -122,13 +122,13 @@ def losses(lab) -> dict[str, list[float]]:
 
 def assert_consistent(lab) -> None:
     """Controls, models and knobs are as the values say; what does nothing is off, and says why."""
-    in_force, idle = lab.state.values | lab.in_force(), lab.idle(lab.state.values)
+    in_force, idle = lab.in_force(lab.state.values), lab.idle(lab.state.values)
     for name, widget in lab.inputs.items():
         assert (widget.value or None) == (in_force[name] or None), name  # 'off' is 0 or None
         assert widget.disabled == (name in idle) and idle.get(name, "") in widget.tooltip
         assert name not in KNOBS or idle.get(name, "") in lab._idle.value
     if lab.spec.live and not hasattr(lab, "tiles"):
-        assert {name: getattr(lab.main_run.knobs, name) for name in lab.spec.live} == lab.in_force()
+        assert all(getattr(lab.main_run.knobs, name) == in_force[name] for name in lab.spec.live)
         assert {run.knobs.lr for run in lab.runs.values()} == {lab.state.values["lr"]}
         assert lab.main_run.seed == lab.state.values["seed"]
         for moe in filter(is_moe, lab.main_run.model.modules()):

@@ -221,10 +221,10 @@ export function serve(open, ...same) {
         opening = null;
       }
     },
-    turn({ values, isKnob }) {
+    turn({ values, knob }) {
       latest = values;
       if (!run || opening) return;
-      if (isKnob && run.step && run.changes.at(-1) !== run.step) run.changes.push(run.step);
+      if (knob && run.step && run.changes.at(-1) !== run.step) run.changes.push(run.step);
       [run.values, trouble] = [values, ""];
     },
     play() {

@@ -23,13 +23,10 @@ export class Playground {
     );
     const steps = (text, tip, count) => button(text, tip, () => this.ask("steps", { count }));
     this.steps = [steps("Step", "Train one step", 1), steps("+50", "Train 50 steps", 50)];
-    const reset = button("Reset", "Start afresh with the same settings", () => {
-      this.say("");
-      this.start(this.values);
-    });
+    const reset = button("Reset", "Start afresh with the same settings", () => this.apply({}, true));
     const works = Object.entries(settings.presets).filter(([, { off }]) => !off);
     this.presets = works.map(([name, { tip }]) => button(name, tip, () => this.choose(name)));
-    const moved = (name) => (value) => this.apply({ ...this.values, [name]: value });
+    const moved = (name) => (value) => this.apply({ [name]: value });
     const control = (name) => new Control(`${place.id}-${name}`, settings.controls[name], moved(name));
     const shown = settings.names.filter((name) => name !== "points"); // they are drawn
     this.controls = Object.fromEntries(shown.map((name) => [name, control(name)]));
@@ -37,12 +34,12 @@ export class Playground {
     this.off = make("div", { class: "moe-off" });
     const { front } = settings;
     const first = front ? front.controls : [];
-    const groups = Object.entries(settings.groups).flatMap(([title, names]) => [
-      make("div", { class: "moe-group" }, title),
-      ...names
+    const groups = Object.entries(settings.headings).flatMap(([group, heading]) => [
+      make("div", { class: "moe-group" }, heading),
+      ...settings[group]
         .filter((name) => shown.includes(name) && ![...first, "pen"].includes(name))
         .map((name) => this.controls[name].element),
-      ...(settings.live.includes(names[0]) ? [this.off] : []),
+      ...(group === "live" ? [this.off] : []),
     ]);
     this.view = make("div", { class: "moe-page-view" });
     this.still = [...place.home.childNodes].filter((node) => node !== place.said);
@@ -84,7 +81,7 @@ export class Playground {
         play();
       },
       Rescue: () => {
-        this.apply({ ...this.values, ...rescue });
+        this.apply(rescue);
         play();
       },
       More: () => {
@@ -127,7 +124,7 @@ export class Playground {
         off() {},
         get() {},
         set() {},
-        send: (it) => this.told(it),
+        send: (message) => this.heard(message),
       };
       this.view.replaceChildren();
       this.still = null;
@@ -138,42 +135,35 @@ export class Playground {
   ask(kind, more) {
     this.worker.postMessage({ kind, ...more });
   }
-  /** Start a training: from here on `values` are what is asked for; `standing` is what trains. */
-  start(values) {
-    this.values = values;
-    this.isOpening = true;
-    this.ask("start", { values: this.settings.inForce(values), name: this.settings.graph(values) });
-    this.show();
-  }
-  /** Apply what a control asks for, or say why not. */
-  apply(asked) {
+  /**
+   * Put other values in force, as `Lab.apply` does: a new start for what is structural, else a turn of the knobs. Or say
+   * why not, and change nothing. From here on `values` are what is asked for; `standing` is what trains.
+   */
+  apply(asked, restart = false) {
     const { settings, values: before } = this;
     let values;
     try {
-      values = settings.check(asked);
+      values = settings.check({ ...before, ...asked });
     } catch (error) {
       this.say(`${error.message} What stands is kept.`);
       this.show();
       return;
     }
     this.say("");
-    if (!settings.isSame(values, before, settings.afresh)) {
-      this.start(values);
-      return;
-    }
     this.values = values;
+    const inForce = settings.inForce(values);
+    const changes = restart ? { restart } : settings.changes(settings.inForce(before), inForce);
+    if (changes.restart) this.ask("start", { values: inForce, name: settings.graph(values) });
+    else this.ask("turn", { values: inForce, knob: changes.knob });
+    this.isOpening ||= changes.restart;
     if (!this.isOpening) this.standing = values;
-    const isKnob = !settings.isSame(values, before, settings.live);
-    this.ask("turn", { values: settings.inForce(values), isKnob });
     this.show();
   }
   /** Set all that a preset sets; 'rescued' goes on with a collapsed run, if that is here. */
   choose(preset) {
     const kept = this.settings.kept.map((name) => [name, this.values[name]]);
-    const chosen = this.settings.fitted({ ...this.settings.preset(preset), ...Object.fromEntries(kept) });
-    this.say("");
-    if (preset === "rescued" && this.isAt("collapse")) this.apply(chosen);
-    else this.start(chosen);
+    const goesOn = preset === "rescued" && this.isAt("collapse");
+    this.apply({ ...this.settings.preset(preset), ...Object.fromEntries(kept) }, !goesOn);
   }
   answer({ content, data, playing, started, refused }) {
     if (started || refused) this.isOpening = false;
@@ -193,10 +183,10 @@ export class Playground {
     for (const each of this.steps) each.disabled = playing;
   }
   /** Hear the canvas: it has drawn a picture, or something in one was clicked. */
-  told({ drawn, pick, index, points }) {
+  heard({ drawn, pick, index, points }) {
     if (drawn) this.ask("drawn", { number: drawn });
     if (points) this.learn(this.values.points + points);
-    if (pick === "token" && "token" in this.controls) this.apply({ ...this.values, token: index });
+    if (pick === "token" && "token" in this.controls) this.apply({ token: index });
   }
   /** Learn points that were drawn by hand, or the task again where there are none. */
   learn(points) {
@@ -207,10 +197,10 @@ export class Playground {
       return;
     }
     this.past.push(this.values.points);
-    this.apply({ ...this.values, points });
+    this.apply({ points });
   }
   undo() {
-    if (this.past.length) this.apply({ ...this.values, points: this.past.pop() });
+    if (this.past.length) this.apply({ points: this.past.pop() });
     else this.say(this.settings.words.own.nothing);
   }
   isAt(preset) {
@@ -231,14 +221,13 @@ export class Playground {
   }
   open() {
     try {
-      this.start(this.settings.parse(this.place.state));
-      this.say("");
+      this.apply(this.settings.parse(this.place.state), true);
     } catch (error) {
       const { settings, standing, values } = this;
       const { first } = settings;
-      this.say(`${error.message} ${standing ? "What stands is kept." : `Here is the preset ${first}.`}`);
       if (values) this.show();
-      else this.start(settings.check(settings.preset(first)));
+      else this.apply(settings.preset(first), true);
+      this.say(`${error.message} ${standing ? "What stands is kept." : `Here is the preset ${first}.`}`);
     }
   }
 }

@@ -14,9 +14,7 @@ export class Settings {
   /** @param {object} manifest see web/manifest.py and web/wall.py */
   constructor(manifest) {
     Object.assign(this, manifest);
-    this.names = Object.values(this.groups).flat();
-    this.live = this.names.filter((name) => this.knobs.includes(name));
-    this.afresh = Object.values(this.groups)[0]; // what starts a training afresh
+    this.names = Object.keys(this.headings).flatMap((group) => this[group]); // structural, live, display
     this.first = Object.keys(this.presets)[0]; // what is usual
   }
 
@@ -136,8 +134,14 @@ export class Settings {
     return text.join("").replace(/\$(\w+)/g, (_, name) => said[name]);
   }
 
-  /** @returns {boolean} whether values are the same, all or those of some names */
-  isSame(one, other, names = this.names) {
+  /** @returns {{restart: boolean, knob: boolean}} what other values ask of a training, as `Spec.changes` says it */
+  changes(before, now) {
+    const { structural, live } = this;
+    return { restart: !this.isSame(before, now, structural), knob: !this.isSame(before, now, live) };
+  }
+
+  /** @returns {boolean} whether the values of some names are the same */
+  isSame(one, other, names) {
     return names.every((name) => one[name] === other[name]);
   }
 }
