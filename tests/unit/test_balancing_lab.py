@@ -1,7 +1,5 @@
 """The balancing laboratory: tiles train what they say, controls do what they say, and nothing is half-applied."""
 
-import re
-
 import numpy as np
 import pytest
 from live_tools import assert_consistent, button, losses, mark, on_a_loop, settled
@@ -53,7 +51,7 @@ async def test_a_pair_has_both_methods_and_a_strength_of_its_own_stays():
 def test_methods_can_start_late_from_one_collapse():
     lab = BalancingLab(TWO, seeds=1, apply_from=6)
     lab.advance(3)
-    assert lab.tiles["nothing"].band is lab.tiles["auxiliary loss"].band and "methods start at step 6" in lab.words()
+    assert lab.tiles["nothing"].band is lab.tiles["auxiliary loss"].band
     lab.advance(7)
     collapse = SeedBand(balancing_setting("nothing"), [0])
     before = [collapse.step().loss for _ in range(6)]
@@ -89,7 +87,6 @@ def test_a_capacity_moved_in_a_pause_is_read_at_once_and_0_is_off():
     earlier, after = lab.tiles["capacity"].readings[-2:]
     assert earlier.step < after.step == before.step == 30 and after.accuracy < before.accuracy
     slider.value = 0.0
-    assert "(off)" in lab.reading()
     assert lab.state.values["capacity_factor"] is None and repr(lab).endswith("seeds=1, capacity_factor=None)")
     assert_consistent(lab)
 
@@ -106,24 +103,19 @@ async def test_a_tile_that_goes_leaves_the_others_alone_and_one_that_comes_catch
     assert_consistent(lab)
     box.value = True
     await add(lab, "auxiliary loss", "capacity")
-    assert re.search(r"A new tile trains: \d+ steps to go.", lab.words())
     await lab.finished()
     assert list(lab.tiles) == ["nothing", "jitter", "auxiliary loss", PAIR]  # the order of the boxes
     assert losses(lab) == before | {PAIR: trained(balancing_setting("auxiliary loss", "capacity"), 12)}
-    assert lab.canvas.words["tips"][f"☐ {PAIR}"].startswith("Show the tile: a loss that is lowest at uniform load")
     assert_consistent(lab)
 
 
-def test_readings_are_of_the_clean_router_on_held_out_points_and_the_words_say_who_has_no_dead(lab):
+def test_readings_are_of_the_clean_router_on_held_out_points(lab):
     for name, tile in lab.tiles.items():
         assert [reading.step for reading in tile.readings] == [0, 5, 10, 15, 20, 25, 30, 35, 40, 45]
         last, loads = tile.readings[-1], tile.band.clean_loads(READ_POINTS)
         assert last.dead.tolist() == [sum(share < 0.01 for share in load) for load in loads], name  # top-1
         np.testing.assert_allclose(last.max_over_mean, [max(load) / np.mean(load) for load in loads])
         assert last.accuracy.tolist() == tile.band.evaluate(READ_POINTS)["accuracies"].tolist()
-    last = {name: tile.readings[-1] for name, tile in lab.tiles.items()}
-    none = [name for name, reading in last.items() if reading.dead.sum() == 0]
-    assert lab.words() == f"No dead expert: {', '.join(none)}." and none
 
 
 def test_dead_is_of_the_tokens_where_each_has_two_experts():
@@ -134,26 +126,21 @@ def test_dead_is_of_the_tokens_where_each_has_two_experts():
     assert tile.readings[-1].dead.tolist() == [5]
 
 
-def test_tiles_show_the_film_of_the_first_seed_and_both_readings(lab):
+def test_tiles_show_the_film_of_the_first_seed(lab):
     for place, (name, tile) in enumerate(lab.tiles.items(), start=3):
-        film, caption = mark(lab, place, Stack), lab.canvas.panels[place].caption
+        film = mark(lab, place, Stack)
         np.testing.assert_allclose(film.y, [record.loads[0] for record in tile.band.records], rtol=1e-6)
-        assert f"{tile.readings[-1].accuracy.mean():.0%} accuracy" in caption
-        assert ("with noise: " in caption) == (film.second is not None) == (name == "Gaussian noise")
-        assert ("dropped " in caption) == (name == "capacity")
-        assert ("no expert: " in caption) == (name == "expert choice")
+        assert (film.second is not None) == (name == "Gaussian noise")
 
 
 @pytest.mark.parametrize("name, quantity", dict(zip(CURVES, ("dead", "max_over_mean", "accuracy"))).items())
 @on_a_loop
 async def test_curves_are_the_means_of_the_readings_and_the_selected_one_has_its_band(name, quantity):
     lab = BalancingLab(TWO, seeds=2)
-    assert lab.canvas.panels[0].legend == [(5, "all start alike")]
     lab.advance(10)
     lab.inputs["curve"].value = name
     await settled()
     lab.show(True)
-    assert lab.canvas.panels[0].title == f"{CURVES[name][0]} (mean of 2)"
     for line in (mark(lab, 0, Line, number) for number in (0, 1)):
         own = [getattr(reading, quantity) for reading in list(lab.tiles.values())[line.model].readings]
         np.testing.assert_allclose(line.y, np.mean(own, axis=1), rtol=1e-6)
@@ -177,3 +164,14 @@ async def test_a_slider_is_answered_before_a_round_of_all_tiles_is_over():
     await lab.finished()
     assert seen == [[4, 4, 3, 3, 3]]
     assert [tile.step for tile in lab.tiles.values()] == [8] * 5
+
+
+def test_a_tile_whose_first_step_diverges_can_go_on():
+    lab = BalancingLab(TWO, seeds=1, apply_from=3)
+    lab.advance(3)
+    lab.set(lr=1e15)
+    lab.advance(3)
+    assert lab.loop.trouble and lab.step <= 3 and all(change <= lab.step for change in lab.tiles["nothing"].changes)
+    lab.set(lr=0.01)
+    lab.advance(3)
+    assert lab.step >= 5 and not lab.loop.trouble and lab.tiles["auxiliary loss"].has_branched

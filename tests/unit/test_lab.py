@@ -3,23 +3,19 @@
 import inspect
 import json
 import math
-import sys
+import threading
 from itertools import product
 
 import ipywidgets as W
 import pytest
 import torch
-from live_tools import LABS, MyMoE, assert_consistent, button, click, losses, on_a_loop, settled, until, words
+from live_tools import LABS, assert_consistent, button, click, losses, on_a_loop, settled, until, words
 
 from moe_lessons import widgets
-from moe_lessons.analysis.collapse import watched_run
-from moe_lessons.nn import LanguageModel, seeded
 from moe_lessons.plots.marks import Bars, Panel
-from moe_lessons.plots.panels._history import RECENT
-from moe_lessons.training import BALANCING_METHODS, PRESETS, Run, SeedBand, balancing_setting, facts_runs, plane_runs
+from moe_lessons.training import Run
 from moe_lessons.widgets import Lab, Playground, live
 from moe_lessons.widgets.picture import descendants
-from moe_lessons.widgets.routing_lab import KNOBS_AT_FIRST, corpus
 
 
 @pytest.fixture(autouse=True)
@@ -28,23 +24,18 @@ def small_batches(monkeypatch):
 
 
 BAD = [
-    ("Playground", {"top_k": 9}, r"top_k must be between 1 and num_experts \(8\), got 9"),
-    ("Playground", {"expert_bias_rate": 0.1}, "expert_bias_rate must be off here, since the bias needs a sigmoid"),
-    ("Playground", {"controls": ("lr", "colour")}, "control must be one of 'task', .*, got 'colour'|setting must"),
-    ("RoutingLab", {"router": "hash", "router_aux_loss_coef": 0.1}, "router_aux_loss_coef must be off here, since a h"),
-    ("RoutingLab", {"moe_layers": ()}, "moe_layers must name at least one layer, got none|setting must"),
-    ("BalancingLab", {"methods": ("top-2 3",)}, "method must be one of .*, got 'top-2 3'"),
-    ("BalancingLab", {"methods": ("bias update + expert choice",)}, "expert choice do not go together"),
-    ("FactsLab", {"num_entries": 50_000}, "num_entries must be at most 45697, got 50000"),
-]
-NO_VALUES = [
     *product(["Playground", "RoutingLab", "FactsLab"], ["num_experts", "top_k"], ["3", 2.0, None, math.nan, True]),
     *product(["RoutingLab"], ["router"], [len, int, 5, None]),
-    *product(["Playground"], ["router", "task"], [len, 5, None]),
+    *product(["Playground"], ["router", "task", "points"], [len, 5, None]),
     *product(["BalancingLab"], ["seeds", "apply_from", "first_seed"], ["3", 2.0, None]),
     *product(["CollapseLab"], ["seed", "learns"], ["3", 2.0, None]),
+    ("Playground", "top_k", 9),
+    ("Playground", "expert_bias_rate", 0.1),  # it is idle
+    ("RoutingLab", "top_k", 5),
+    ("BalancingLab", "methods", ("top-2 3",)),
+    ("BalancingLab", "methods", ("bias update + expert choice",)),
+    ("FactsLab", "num_entries", 50_000),
 ]
-BAD += [(lab, {name: value}, f"^{name} must be [^\n]*, got [^\n]*$") for lab, name, value in NO_VALUES]
 
 
 @pytest.fixture(scope="module")
@@ -52,168 +43,94 @@ def untouched() -> dict[str, Lab]:
     return {name: make() for name, make in LABS.items()}
 
 
-@pytest.mark.parametrize("name, change, message", BAD)
-def test_what_is_bad_is_refused_and_moves_nothing(untouched, name, change, message):
-    with pytest.raises((ValueError, TypeError), match=f"{message}|unexpected keyword argument"):
-        LABS[name](**change)
-    lab = untouched[name]
+@pytest.mark.parametrize("name, argument, value", BAD)
+def test_what_is_bad_is_refused_and_moves_nothing(untouched, name, argument, value):
+    lab, message = untouched[name], f"^[^\n]*{argument[:5]}[^\n]*$"
     run, values, good = lab.main_run, lab.state.values, {"router_z_loss_coef": 0.1, "lr": 0.01}
     with pytest.raises(ValueError, match=message):
-        lab.set(**{name: value for name, value in good.items() if name in lab.inputs} | change)
+        LABS[name](**{argument: value})
+    with pytest.raises(ValueError, match=message):
+        lab.set(**{name: value for name, value in good.items() if name in lab.inputs} | {argument: value})
     assert lab.main_run is run and lab.state.values == values
     assert_consistent(lab)
 
 
-def text_run(config) -> Run:
-    with seeded(3):
-        run = Run(LanguageModel(config), corpus(("code", "json")), lr=0.01, batch_size=4, seed=3)
-    run.knobs.router_aux_loss_coef = KNOBS_AT_FIRST["router_aux_loss_coef"]
-    return run
-
-
-TILES = {"methods": tuple(BALANCING_METHODS), "seeds": 2, "first_seed": 5, "num_experts": 4}
-ALONE = {
-    "Playground": ({"preset": "noise", "seed": 1}, lambda lab: plane_runs(PRESETS["noise"], 1)),
-    "RoutingLab": ({"seed": 3, "lr": 0.01}, lambda lab: {"MoE": text_run(lab.main_run.model.config)}),
-    "BalancingLab": (
-        TILES,
-        lambda lab: {n: SeedBand(balancing_setting(n, num_experts=4), (5, 6)) for n in BALANCING_METHODS},
-    ),
-    "CollapseLab": ({"seed": 2}, lambda lab: {"MoE": watched_run(PRESETS["collapse"], 2)}),
-    "FactsLab": ({}, lambda lab: facts_runs(4, num_entries=250)),
-}
-
-
 @pytest.mark.parametrize("name", LABS)
-def test_it_trains_as_runs_do_alone_whatever_is_drawn(name):
-    arguments, alone = ALONE[name]
-    lab = LABS[name](**arguments)
-    for _ in range(2):
-        lab.advance(2)
-        torch.rand(1)
-    assert losses(lab) == {name: [run.step().loss for _ in range(4)] for name, run in alone(lab).items()}
-    assert_consistent(lab)
-
-
-@pytest.mark.parametrize("name", LABS)
-def test_a_static_page_gets_the_picture_after_training(name, static):
+def test_a_static_page_gets_the_picture_after_training_and_its_repr_makes_it_again(name, static):
     lab = LABS[name](play=12)
     data, metadata = lab._repr_mimebundle_()
     assert set(data) == {"text/plain", "image/png"} and lab.step == 12
-    assert data["text/plain"] == repr(lab) and "play=12" in repr(lab)
     assert metadata["image/png"]["alt"] == f"Step 12. {lab.words()}" and len(lab.words()) > 20
+    again = eval(data["text/plain"], vars(widgets))
+    assert losses(again) == losses(lab) and repr(again) == repr(lab)
 
 
 @pytest.mark.parametrize("name", LABS)
 @on_a_loop
-async def test_what_is_of_the_structure_starts_afresh_and_reset_does_so_too(name, monkeypatch):
-    monkeypatch.setattr("moe_lessons.widgets.laboratory.RECENT", 1)  # then two steps are enough for a ghost
+async def test_a_new_start_keeps_a_run_to_compare_with_and_a_closed_view_says_so(name, monkeypatch):
+    monkeypatch.setattr("moe_lessons.widgets.laboratory.RECENT", 1)  # then two steps are enough
     lab = LABS[name]()
-    for control in lab.spec.start:
+    for control in lab.spec.structural:
         lab.advance(2)
         old, widget = lab.main_run, lab.inputs[control]
         stops = (3,) if isinstance(widget, W.BoundedIntText) else lab.stops(control, lab.state.values)
         others = [stop[-1] if isinstance(stop, tuple) else stop for stop in stops if stop != widget.value]
         free = {"domains": ("greek",), "points": "3xy7"}  # where nothing is chosen from a list
-        widget.value = value = free[control] if control in free else others[:2][-1]
+        widget.value = free[control] if control in free else others[:2][-1]
         await settled()
-        assert lab.step == 0 and lab.state.values[control] == value and lab.state.changes == []
-        assert lab.state.ghost is (None if control in lab.spec.same else old)  # another task is not comparable
-        assert_consistent(lab)
-    again = eval(repr(lab), vars(widgets))
-    again.advance(2)
-    for _ in range(2):
-        lab.advance(2)
-        assert losses(lab) == losses(again)
-        button(lab, "Reset").click()
-        await settled()
-        assert lab.step == 0
+        assert lab.step == 0 and lab.state.ghost is (None if control in lab.spec.same else old)  # not comparable
+    lab.play(50)
+    await until(lambda: lab.step > 0)
+    lab.close()
+    for ask in (lab.play, lambda: lab.advance(1), lambda: lab.set(**{control: 1}), lambda: lab.main_run):
+        with pytest.raises(RuntimeError, match="this view is closed: run its cell again"):
+            ask()
+    lab.pause(), button(lab, "Reset").click(), lab.post(lab.advance), lab.show()
+    await settled()
+    assert await lab.finished() is lab and not lab.running
 
 
 @on_a_loop
 async def test_what_is_refused_changes_nothing_and_moves_the_controls_back(monkeypatch):
-    def refuse(name: str, number: int, error: Exception) -> None:
-        whole = getattr(Playground, name)
+    make_runs = Playground.make_runs
 
-        def refusing(self, values, *given):
-            if values["num_experts"] == number:
-                raise error
-            return whole(self, values, *given)
+    def refuse(self, values):
+        if values["num_experts"] > 12:
+            raise RuntimeError("too many")
+        return make_runs(self, values)
 
-        monkeypatch.setattr(Playground, name, refusing)
-
-    refuse("check", 13, ValueError("num_experts must bring luck, got 13"))
-    refuse("make_runs", 14, RuntimeError("too many"))
+    monkeypatch.setattr(Playground, "make_runs", refuse)
     lab = Playground()
     lab.advance(3)
-    lab.inputs["num_experts"].value, lab.inputs["lr"].value = 13, 0.05
-    await settled()
-    assert "num_experts must bring luck, got 13" in words(lab) and lab.step == 3 and lab.main_run.knobs.lr == 0.02
-    assert [lab.inputs[name].value for name in ("num_experts", "lr")] == [8, 0.02] and lab.inputs["top_k"].max == 8
+    for value in (13, 14):
+        lab.inputs["num_experts"].value, lab.inputs["lr"].value = value, 0.05
+        await settled()
+        assert "RuntimeError: too many" in words(lab) and lab.step == 3 and lab.main_run.knobs.lr == 0.02
+        assert_consistent(lab)
     lab.inputs["lr"].value = 0.05
     await settled()
-    assert lab.main_run.knobs.lr == 0.05 and "luck" not in words(lab)
-    lab.inputs["num_experts"].value = 14  # it cannot be made
+    assert lab.main_run.knobs.lr == 0.05 and "too many" not in words(lab)
+    assert_consistent(lab)
+
+
+@on_a_loop
+async def test_a_control_that_is_moved_again_meanwhile_keeps_its_newer_value(monkeypatch):
+    lab, make_runs = Playground(), Playground.make_runs
+    experts, z_loss = lab.inputs["num_experts"], lab.inputs["router_z_loss_coef"]
+
+    def by_page(widget, value) -> None:
+        page = threading.Thread(target=setattr, args=(widget, "value", value))
+        page.start(), page.join()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Playground, "make_runs", lambda *args: (by_page(experts, 7), make_runs(*args))[1])
+        by_page(experts, 5)
+        await settled()
+    lab.inputs["token"].observe(lambda _: by_page(z_loss, 1.0), "value")
+    lab.set(token=3)  # while this control is moved by the laboratory
     await settled()
-    assert "RuntimeError: too many" in words(lab) and lab.step == 3 and lab.inputs["num_experts"].value == 8
-
-
-@on_a_loop
-async def test_set_comes_after_what_was_asked_before_it_and_is_shown_at_once():
-    lab = Playground()
-    lab.inputs["lr"].value, lab.inputs["noise_std"].value = 0.5, 0.5
-    lab.post(lambda: lab.advance(2))
-    lab.set(lr=0.1)
-    assert (lab.step, lab.main_run.knobs.lr, lab.main_run.knobs.noise_std) == (2, 0.1, 0.5)
-    assert lab.state.changes == [2] and lab.canvas.words["step"] == 2
-    lab.set(lr=0.2), lab.set(noise_std=1.0)
-    lab.advance(1)
-    lab.set(token=5, x_axis="FLOPs")  # looking changes nothing
-    assert lab.state.changes == [2] and lab.canvas.panels[4].x.link == ""  # one mark for all that is moved at a step
-
-
-@on_a_loop
-async def test_a_click_selects_what_can_be_clicked_and_nothing_else():
-    for name, kind, others in (("Playground", "token", ("layer", "?")), ("RoutingLab", "layer", ("token", "model"))):
-        lab = LABS[name]()
-        for what, index in ((kind, 1), *product(others, [0]), (kind, 99), (kind, 10**400)):
-            click(lab, what, index)
-            await settled()
-            assert lab.state.values[kind] == lab.inputs[kind].value == 1 and lab.canvas.words["trouble"] == ""
-
-
-@on_a_loop
-async def test_a_new_start_plays_as_many_steps_and_keeps_a_run_that_was_long_enough_as_a_ghost():
-    lab = Playground()
-    lab.play(RECENT + 1)
-    await lab.finished()
-    first = lab.main_run
-    lab.set(num_experts=6)
-    assert lab.step == 0
-    lab.play(RECENT)
-    await until(lambda: lab.step > 5)
-    lab.set(num_experts=1)
-    assert lab.step == 0 and lab.state.ghost is first and lab.inputs["top_k"].max == lab.state.values["top_k"] == 1
-    await lab.finished()
-    assert lab.step == RECENT
-
-
-@on_a_loop
-async def test_a_costly_panel_comes_after_the_quick_ones_and_only_when_it_has_changed(monkeypatch):
-    monkeypatch.setattr(live, "QUICK", 0)
-    drawn = []
-
-    def costly(view) -> Panel:
-        drawn.append((view.state.values["num_experts"], view.state.layer, view.canvas.words.get("experts")))
-        return Panel("costly", [Bars([0.5])])
-
-    lab = LABS["RoutingLab"](panels=("loss", costly))
-    lab.inputs["num_experts"].value = 8
-    await settled()
-    await settled()  # nothing has changed
-    lab.inputs["layer"].value = 1
-    await settled()
-    assert drawn == [(4, 0, None), (8, 0, 8), (8, 1, 8)]  # in a second picture: the first had shown eight experts
+    assert (lab.state.values["num_experts"], experts.value, z_loss.value) == (7, 7, 1.0)
+    assert_consistent(lab)
 
 
 @on_a_loop
@@ -228,36 +145,53 @@ async def test_what_is_asked_while_the_kernel_is_busy_happens_in_its_order_or_is
             click(lab, "take back", 0)
             assert lab.inputs["num_experts"].value == 8 and lab.inputs["seed"].value == 0
         await settled()
-        assert lab.step == (not taken_back)
-        found = [lab.state.values[name] for name in ("preset", "num_experts", "top_k", "seed")]
-        assert found == (["healthy", 8, 2, 0] if taken_back else ["collapse", 4, 1, 3])
+        found = [lab.step, *(lab.state.values[name] for name in ("preset", "num_experts", "top_k", "seed"))]
+        assert found == ([0, "healthy", 8, 2, 0] if taken_back else [1, "collapse", 4, 1, 3])
         assert_consistent(lab)
+    lab.inputs["lr"].value = 0.5
+    button(lab, "+50").click()
+    lab.set(lr=0.1)  # after what was asked before it
+    assert (lab.step, lab.main_run.records[-1].lr, lab.main_run.knobs.lr) == (51, 0.5, 0.1)
 
 
-@pytest.mark.parametrize("name", LABS)
 @on_a_loop
-async def test_a_closed_view_says_so_when_it_is_asked_to_train(name):
-    lab = LABS[name]()
-    lab.play(50)
-    await until(lambda: lab.step > 0)
-    lab.close()
-    a_control = next(iter(lab.inputs))
-    for ask in (lab.play, lambda: lab.advance(1), lambda: lab.set(**{a_control: 1}), lambda: lab.main_run):
-        with pytest.raises(RuntimeError, match="this view is closed: run its cell again"):
-            ask()
-    lab.pause(), button(lab, "Reset").click(), lab.post(lab.advance), lab.show()
-    await settled()
-    assert await lab.finished() is lab and lab.step == 0 and not lab.running
+async def test_a_turned_knob_leaves_one_mark_which_goes_with_a_step_that_is_taken_back():
+    lab = Playground()
+    lab.advance(2)
+    lab.set(lr=0.1), lab.set(noise_std=1.0), lab.set(token=5, x_axis="FLOPs")  # looking changes nothing
+    assert lab.state.changes == [2] and lab.canvas.panels[2].x.link == ""
+    lab.set(lr=1e15)
+    lab.advance(1)
+    lab.set(noise_std=0.5)
+    assert lab.state.changes == [2, 3]
+    lab.advance(1)
+    assert lab.step == 2 and lab.state.changes == [2]
 
 
-@pytest.mark.parametrize("name", ["Playground", "RoutingLab", "FactsLab"])
 @on_a_loop
-async def test_fewer_experts_lower_top_k_and_move_its_slider(name):
-    lab = LABS[name](num_experts=8, top_k=4)
-    lab.inputs["num_experts"].value = 2
-    await settled()
-    assert (lab.state.values["num_experts"], lab.state.values["top_k"]) == (2, 2) and lab.loop.trouble == ""
-    assert lab.inputs["top_k"].value == lab.inputs["top_k"].max == 2
+async def test_a_click_selects_what_can_be_clicked_and_nothing_else():
+    for name, kind, others in (("Playground", "token", ("layer", "?")), ("RoutingLab", "layer", ("token", "model"))):
+        lab = LABS[name]()
+        for what, index in ((kind, 1), *product(others, [0]), (kind, 99), (kind, 10**400)):
+            click(lab, what, index)
+            await settled()
+            assert lab.state.values[kind] == lab.inputs[kind].value == 1 and lab.canvas.words["trouble"] == ""
+
+
+@on_a_loop
+async def test_a_costly_panel_comes_after_the_quick_ones_and_only_when_it_has_changed(monkeypatch):
+    monkeypatch.setattr(live, "QUICK", 0)
+    drawn = []
+
+    def costly(view) -> Panel:
+        drawn.append((view.state.values["num_experts"], view.state.layer, view.canvas.words.get("experts")))
+        return Panel("costly", [Bars([0.5])])
+
+    lab = LABS["RoutingLab"](panels=("loss", costly))
+    for name, value in (("num_experts", 8), ("num_experts", 8), ("layer", 1)):
+        lab.inputs[name].value = value
+        await settled()
+    assert drawn == [(4, 0, None), (8, 0, 8), (8, 1, 8)]  # in a second picture: the first had shown eight experts
 
 
 @pytest.mark.parametrize("name", ["Playground", "BalancingLab", "FactsLab"])
@@ -279,27 +213,6 @@ def test_an_interrupt_of_advance_leaves_all_runs_after_the_same_step(name, monke
     assert losses(lab) == losses(again)  # as if nothing had been
 
 
-@on_a_loop
-async def test_sys_exit_in_a_learners_block_is_said_and_an_interrupt_stays_one():
-    class Leaves(MyMoE):
-        steps = 0
-
-        def forward(self, x):
-            Leaves.steps += self.training
-            if Leaves.steps > 3:
-                sys.exit("enough")
-            return super().forward(x)
-
-    lab = Playground(block=Leaves)
-    lab.play(10)
-    await lab.finished()
-    assert "SystemExit: enough" in words(lab) and lab.canvas.words["state"] == "paused"
-    Leaves.steps = 0
-    lab.play(2)
-    await lab.finished()
-    assert "SystemExit" not in words(lab)
-
-
 def test_a_message_that_sets_what_a_part_of_a_view_says_does_not_stop_later_pictures():
     lab = LABS["CollapseLab"]()
     message = {"method": "update", "state": {"tooltip": "\ud800"}, "buffer_paths": []}
@@ -314,15 +227,12 @@ def test_a_message_that_sets_what_a_part_of_a_view_says_does_not_stop_later_pict
 @on_a_loop
 async def test_a_device_is_chosen_where_there_is_more_than_one_and_refused_where_it_is_not_here(name, monkeypatch):
     assert "device" not in LABS[name](device="auto").inputs
-    for device in ("cuda:7", "meta", "tpu", 3, None):
-        with pytest.raises(ValueError, match="^device must be one of [^\\n]*, got "):
-            LABS[name](device=device)
+    with pytest.raises(ValueError, match="^device must be one of [^\\n]*, got "):
+        LABS[name](device="cuda:7")
     monkeypatch.setattr("moe_lessons.widgets.laboratory.devices", lambda: ("cpu", "cuda:0"))
-    lab = LABS[name]()
+    lab, asked = LABS[name](), []
     assert lab.inputs["device"].options == ("cpu", "cuda:0") and "device" not in repr(lab)
-    lab.advance(1)
     monkeypatch.setattr("moe_lessons.widgets.laboratory.check_device", torch.device)
-    asked = []
     monkeypatch.setattr(lab, "make_runs", lambda values: asked.append(values["device"]) or lab.runs)
     lab.inputs["device"].value = "cuda:0"
     await settled()

@@ -70,7 +70,7 @@ async def act(lab, oracle: Oracle, chance: random.Random) -> None:
         oracle.start() if kind == "Reset" else oracle.train(1)
     else:
         if kind == "diverge" and "lr" in controls:
-            lab.set(lr=1e30), oracle.ask(lr=1e30)
+            lab.set(lr=1e15), oracle.ask(lr=1e15)
         lab.play(steps), oracle.train(steps)
         await lab.finished()
     await settled()

@@ -3,21 +3,18 @@
 import numpy as np
 import pandas as pd
 import pytest
-from live_tools import mark, on_a_loop, words
+from live_tools import mark
 
-from moe_lessons.nn import SAME_ACTIVE
 from moe_lessons.plots.marks import Bars, Cells, Lamps, Line
 from moe_lessons.training import facts_runs, train
 from moe_lessons.widgets import CollapseLab, FactsLab, RoutersView
 
 
-@on_a_loop
-async def test_a_collapse_says_what_is_seen():
-    lab = CollapseLab(play=25)
-    assert "All 8 experts receive tokens" in words(lab)  # of the clean load, before the first step
+def test_a_collapse_shows_the_load_of_the_clean_router_until_it_trains():
+    lab = CollapseLab()
     assert mark(lab, 1, Bars).y.tolist() == pytest.approx(lab.clean_load)
-    await lab.finished()
-    assert "experts are dead" in words(lab) and lab.canvas.panels[0].x.high == 25  # a collapse is over by then
+    lab.advance(25)
+    assert lab.main_run.records[-1].dead_experts > 0 and lab.canvas.panels[0].x.high == 25  # it is over by then
 
 
 def test_the_walls_show_what_each_model_knows_and_the_curve_how_many():
@@ -28,7 +25,6 @@ def test_the_walls_show_what_each_model_knows_and_the_curve_how_many():
         train(run, 20)
         known, lamps, line = run.task.known(run.model), mark(lab, place, Lamps), mark(lab, 3, Line, place)
         assert lamps.lit.tolist() == known.tolist() and lamps.ink == place
-        assert lab.canvas.panels[place].title == f"{name}: {int(known.sum())} of 8"
         assert bytes(lamps.letters[7]).decode() == run.task.entries[7]
         assert line.name == name and line.x.tolist() == list(range(0, 21, 5))
         assert line.y.tolist() == [int(known[name].sum()) for _, known in lab.readings]
@@ -39,7 +35,7 @@ def test_the_walls_show_what_each_model_knows_and_the_curve_how_many():
             assert (np.diff(line.x) > 0).all() and lab.canvas.panels[3].x.high >= line.x[-1]
 
 
-def test_the_lamps_are_those_of_the_last_step_and_it_says_how_many_times_as_many_the_mixture_knows():
+def test_the_lamps_are_those_of_the_last_step():
     lab = FactsLab(4, num_entries=500)
     lab.advance(13)
     lab.advance(1)
@@ -48,9 +44,6 @@ def test_the_lamps_are_those_of_the_last_step_and_it_says_how_many_times_as_many
     assert lab.step == 0 and [step for step, _ in lab.readings] == [0]
     (lamps,), low = lab.canvas.panels[0].marks, lab.canvas.panels[0].y.low  # there is room for all, and no row too many
     assert len(lamps.lit) == 1000 and lamps.columns * low >= 1000 > lamps.columns * (low - 1)
-    _, known = lab.readings[-1]
-    known["MoE"][:90], known[SAME_ACTIVE][:20] = True, True
-    assert " 90 of 1,000 facts" in lab.words() and " 4.5 times " in lab.words()
 
 
 def test_a_view_of_routers_shows_the_layers_in_shares_of_each_row():
@@ -63,9 +56,8 @@ def test_a_view_of_routers_shows_the_layers_in_shares_of_each_row():
             "b": {3: table([1] * 4, [7, 1, 0, 0]), 9: table([1] * 4, [2] * 4)},
         }
     )
-    assert mark(view, 0, Cells).z.tolist() == [[0.5, 0.5], [0.75, 0.25]] and "a: E0, 1.5× for json" in words(view)
+    assert mark(view, 0, Cells).z.tolist() == [[0.5, 0.5], [0.75, 0.25]]
     view.slider.value = 0
-    assert mark(view, 0, Cells).z.tolist() == [[0.75, 0.25], [0.5, 0.5]] and view.canvas.panels[1].title == "b, layer 3"
-    assert "a: E0, 1.5× for code; b: E0, 3.5× for json" in words(view)
-    with pytest.raises(ValueError, match="counts must have for each model a table of each of the same layers, got "):
+    assert mark(view, 0, Cells).z.tolist() == [[0.75, 0.25], [0.5, 0.5]]
+    with pytest.raises(ValueError, match="^counts must "):
         RoutersView({"a": {0: table([1, 1], [1, 1])}, "b": {1: table([1, 1], [1, 1])}})
