@@ -132,7 +132,7 @@ class SpeedupMap(Picture):
 
     def panels(self) -> list[Panel]:
         (widths, batches), top = self.grid(), self.top
-        titles, says = zip(*self.told(widths, batches))
+        titles, says = zip(*self.tooltips(widths, batches))
         places = np.stack(np.broadcast_arrays(widths, np.log2(batches)[:, None]), axis=-1).reshape(-1, 2)
         heat = {"places": places, "columns": len(widths), "titles": titles, "says": says}
         heat["selected"] = np.array([min(self.width, top), np.log2(self.batch)])
@@ -142,19 +142,19 @@ class SpeedupMap(Picture):
         title = f"One step at batch size {self.batch:,}, dense {self.width:g} ×"
         return [drawn, Panel(title, [self.table()], width=5, height=300)]
 
-    def told(self, widths: np.ndarray, batches: np.ndarray) -> list[tuple[str, list[tuple[str, str]]]]:
+    def tooltips(self, widths: np.ndarray, batches: np.ndarray) -> list[tuple[str, list[tuple[str, str]]]]:
         """Say at each of the batch sizes (B,) for each width (W,) how long both models take, and what bounds them."""
         moe, dense = self.costs(1.0, batches[:, None].astype(float))
         dense[FFN] = tuple(cost * widths for cost in dense[FFN])  # (B, W), as all else of it is linear in nothing
         size = len(batches), len(widths)
         both = [readings(costs, self.roof, size) for costs in (moe, dense)]
-        told, places = [], product(batches.tolist(), widths.tolist())
+        made, places = [], product(batches.tolist(), widths.tolist())
         for (batch, width), (own, said), (theirs, others) in zip(places, *both):
             names = "MoE", f"dense, {width:g} ×"
             rows = [(names[0], said[0]), *(("", text) for text in said[1:]), (names[1], others[0])]
             title = f"batch size {batch:,}, {names[1]}: speedup {theirs / own:.2f}"
-            told.append((title, rows + [("", text) for text in others[1:]]))
-        return told
+            made.append((title, rows + [("", text) for text in others[1:]]))
+        return made
 
     def marks(self) -> list[Points | Rule]:
         """What stands on the map: the quality-matched width, the end of memory, and points."""

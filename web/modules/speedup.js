@@ -74,7 +74,7 @@ export function panelOf(own, values) {
   const apart = 2 ** Math.round(Math.log2((top - 1) / FEWEST));
   const across = [...new Set(range(Math.floor(top / apart + 0.25) + 1).map((i) => Math.max(i * apart, 1)))];
   const places = range(own.last + 1).flatMap((i) => across.map((width) => [width, own.last - i]));
-  const told = places.map(([width, row]) => {
+  const tooltips = places.map(([width, row]) => {
     const [moe, dense] = [step(2 ** row), step(2 ** row, width)];
     const name = `dense, ${width} ×`;
     const title = `batch size ${(2 ** row).toLocaleString("en")}, ${name}: speedup ${(dense.seconds / moe.seconds).toFixed(2)}`;
@@ -82,7 +82,7 @@ export function panelOf(own, values) {
   });
   const panel = structuredClone(own.panel);
   const [heat, words] = [panel.marks[0], panel.marks.at(-1)];
-  const [titles, says] = [0, 1].map((at) => told.map((one) => one[at]));
+  const [titles, says] = [0, 1].map((at) => tooltips.map((one) => one[at]));
   Object.assign(heat, { titles, says, columns: across.length });
   panel.x.high = top;
   const labels = own.levels.flatMap((level, i) => {
