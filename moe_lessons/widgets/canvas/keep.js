@@ -2,6 +2,9 @@
 // outputs, also of those whose kernel has ended. A page that draws no widgets gets the last picture or words in each
 // output: what a model has as its `still`, { data, metadata } by MIME type. What is put into `manager.moeNotes` is
 // called before; it can set what is to be saved. Where nothing answers, controls are inert, and one line says so.
+//
+// Written for JupyterLab 4.6, of which it uses what is not documented: `toJSON` of a notebook's model, `views` and
+// `comm_live` of widgets, `_modelsSync` of their manager. tests/browser/test_saved.py notices where they have changed.
 
 import { quietly } from "./numbers.js";
 import { make, set } from "./elements.js";
