@@ -62,7 +62,7 @@ def test_a_router_of_your_own_can_be_chosen_again():
 def test_an_update_that_only_the_picture_finds_too_large_is_taken_back():
     lab = small(panels=("loss", "writing"))
     lab.advance(2)
-    lab.set(lr=1e18)
+    lab.set(lr=1e15)
     lab.advance(1)
     assert lab.canvas.words["trouble"] and lab.step < 3
     lab.set(lr=0.01)
