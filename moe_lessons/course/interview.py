@@ -85,12 +85,12 @@ class Answer(Markdown):
 def figure_sentence(figure: dict) -> str:
     """Write a figure with its unit, unless the sentence has it.
 
-    >>> figure_sentence({"value": 79.64, "unit": "%"}), figure_sentence({"value": 1.6345, "unit": "times"})
-    ('80 %', '1.6')
+    >>> [figure_sentence({"value": value, "unit": "%"}) for value in (79.64, 1.6345, 12345.6, 1e308)]
+    ['80 %', '1.6 %', '12,346 %', '1e+308 %']
     """
     value, unit = figure["value"], figure.get("unit", "")
-    number = f"{value:,.1f}" if abs(value) < 20 or unit == "billion" else f"{value:,.0f}"
-    number = f"{value:.2g}" if abs(value) < 1 else number.removesuffix(".0")
+    places = 1 if abs(value) < 20 or unit == "billion" else 0
+    number = f"{value:.2g}" if abs(value) < 1 else f"{round(value, places):,.12g}"
     return number if unit in ("", "times", "experts") else f"{number} {as_words(unit)}"
 
 
