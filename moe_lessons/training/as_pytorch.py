@@ -10,7 +10,6 @@ from moe_lessons.support.errors import check_seed
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.training.settings import PlaneSetting
 
-ROUTERS = "top-k", "learned noise", "frozen", "sigmoid", "expert choice"  # that the template has
 TEMPLATE = Path(__file__).with_suffix(".txt").read_text("utf-8")
 Part = tuple[list[list[tuple[str, bool, list[str]]]], str]
 
@@ -30,6 +29,10 @@ def read_parts(template: str) -> list[Part]:
         when = [[(name, not negated, values.split("|")) for name, negated, values in each] for each in tests]
         parts += [(when, text)] if text else []
     return parts
+
+
+TESTS = [test for when, _ in read_parts(TEMPLATE) for tests in when for test in tests]
+ROUTERS = {"top-k", *(router for name, _, values in TESTS if name == "router" for router in values)}  # it has
 
 
 def said(value: Any) -> str:
