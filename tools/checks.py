@@ -36,14 +36,15 @@ class Check:
 
     def complaint(self, found: float) -> str:
         """Say in one sentence what is wrong with the number that was found; nothing where it is right."""
-        own, other, tolerance = self.parts
+        formula, other, tolerance = self.parts
         if self.kind == "number":
             off = abs(found - number(other)) <= float(tolerance)  # nan is off, too
-            return "" if off else f"cell [{self.cell}] says {other}, and {own} is {found:.4g}, not within {tolerance}"
+            said = f"cell [{self.cell}] says {other}, and {formula} is {found:.4g}, not within {tolerance}"
+            return "" if off else said
         if self.kind == "parts":
-            said = f"the parts of cell [{self.cell}], {own}, are {found:.3g} times the whole, {other}"
+            said = f"the parts of cell [{self.cell}], {formula}, are {found:.3g} times the whole, {other}"
             return "" if abs(found - 1) <= MISSED else said
-        return "" if found <= 1 else f"in cell [{self.cell}] {own} is {found:.3g} times its bound, {other}"
+        return "" if found <= 1 else f"in cell [{self.cell}] {formula} is {found:.3g} times its bound, {other}"
 
 
 def number(text: str) -> float:

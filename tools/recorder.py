@@ -108,17 +108,19 @@ def pictured(steps: int) -> list[int]:
     return sorted({*range(1, min(FIRST, steps) + 1), *range(steps, FIRST, -every)})
 
 
-def write_recording(path: Path, of: str, shown: Sequence[Shown]) -> None:
+def write_recording(path: Path, title: str, shown: Sequence[Shown]) -> None:
     """Write what was shown, at most MOST pictures of it, of which the last is one."""
     shown = shown[::-1][:: -(-len(shown) // MOST)][::-1]
-    thin, before, arrays = thin_slots(shown), Shown({}, {}, {}), {}
-    frames, tail, size = [], bytearray(), 0
+    half_slots = half_precision_slots(shown)
+    before, arrays = Shown({}, {}, {}), {}
+    frames, tail = [], bytearray()
+    size = 0
     for now in shown:
         frame = {"panels": changed(before.panels, now.panels), "arrays": []}
         words = {name: value for name, value in now.words.items() if name not in NOT_RECORDED} | {"state": "paused"}
         frame["words"], now = changed(before.words, words), now._replace(words=words)
         for slot, array in now.arrays.items():
-            array = array.astype("f2") if slot in thin else array
+            array = array.astype("f2") if slot in half_slots else array
             kind, data = (array.dtype.str[1:], array.shape), np.frombuffer(array.tobytes(), "u1")
             old_kind, old = arrays.get(slot, (None, data[:0]))
             if old_kind != kind or not np.array_equal(old, data):
@@ -130,7 +132,8 @@ def write_recording(path: Path, of: str, shown: Sequence[Shown]) -> None:
         frames.append(frame)
         before = now
     made_with = f"moe_lessons {__version__} and torch {torch.__version__}"
-    about = f"{of} of lesson {path.stem.split('-')[0]}, made on {date.today()} by python -m tools.recorder {path.stem}"
+    about = f"{title} of lesson {path.stem.split('-')[0]}, made on {date.today()}"
+    about += f" by python -m tools.recorder {path.stem}"
     head = {"about": f"{about} with {made_with}", "colors": COLORS, "size": size, "frames": frames}
     write_compressed(path, json.dumps(head, separators=(",", ":")).encode() + b"\n" + tail)
 
@@ -147,7 +150,7 @@ def shared(one: np.ndarray, other: np.ndarray) -> int:
     return int(differ[0]) if len(differ) else most
 
 
-def thin_slots(shown: Sequence[Shown]) -> set[str]:
+def half_precision_slots(shown: Sequence[Shown]) -> set[str]:
     """The slots of the arrays that are stored half as long: where nobody sees it in any picture."""
     arrays = [pair for each in shown for pair in each.arrays.items()]
     return {slot for slot, _ in arrays} - {slot for slot, array in arrays if not is_fine(array)}

@@ -131,7 +131,7 @@ class Trained:
                 total = total + losses[-1]
                 for routing in its:
                     for name, knob in KNOBS.items():
-                        total = total + (value[name] * knob.loss(routing) if knob.loss else 0.0)
+                        total = total + (value[name] * knob.auxiliary_loss(routing) if knob.auxiliary_loss else 0.0)
                 routings += its
             return total, (torch.stack(losses), seen(routings))
 

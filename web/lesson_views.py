@@ -62,8 +62,8 @@ class View(NamedTuple):
             return ""
         if given.keys() - {"preset"} - {*sum(PAGE.groups.values(), ())}:
             return ""
-        own = {name: value for name, value in given.items() if hasattr(PRESETS["healthy"], name)}
-        setting = replace(PRESETS[given["preset"]], **own)
+        changes = {name: value for name, value in given.items() if hasattr(PRESETS["healthy"], name)}
+        setting = replace(PRESETS[given["preset"]], **changes)
         is_offered = all(given[name] in STOPS[name] for name in given.keys() & STOPS)
         return urlencode(given) if is_offered and graph_name(setting) in offered(USUAL) else ""
 

@@ -147,7 +147,8 @@ def said_stops(stops: Sequence) -> list[tuple[str, Any]]:
 def graph_manifest(runs: dict[str, Run], setting: PlaneSetting) -> dict[str, Any]:
     """Say what one graph needs: sizes of its state, FLOPs of a step of each model, and the panels as they are encoded,
     without their arrays."""
-    own, fixed = TrainedPlane(runs), {name: getattr(setting, name) for name in STRUCTURE}
+    trained = TrainedPlane(runs)
+    fixed = {name: getattr(setting, name) for name in STRUCTURE}
     lab = Playground(panels=PLANE_PANELS, **fixed)
     lab.show_more()
     headers = {place: encode_panel(panel, place)[0] for place, panel in enumerate(lab.panels())}
@@ -158,11 +159,11 @@ def graph_manifest(runs: dict[str, Run], setting: PlaneSetting) -> dict[str, Any
     return {
         "experts": setting.num_experts,
         "top_k": setting.top_k,
-        "batch": own.batch_size,
-        "weights": own.num_weights,
-        "size": own.size,
+        "batch": trained.batch_size,
+        "weights": trained.num_weights,
+        "size": trained.size,
         "router_at": router_place(runs),
-        "flops": [own.batch_size * flops_per_token(run.model, training=True) for run in runs.values()],
+        "flops": [trained.batch_size * flops_per_token(run.model, training=True) for run in runs.values()],
         "work": [flops_per_token(run.model) for run in runs.values()],
         "panels": headers,
     }

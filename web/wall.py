@@ -107,16 +107,18 @@ class Wall:
 
     def size(self, num_experts: int, top_k: int, num_entries: int) -> dict[str, Any]:
         lab = FactsLab(num_experts, top_k, num_entries)
-        main, models, flops = lab.main_run, [], []
+        main = lab.main_run
+        models, flops = [], []
         for name, run in lab.runs.items():
-            own = TrainedFacts(run)
+            trained = TrainedFacts(run)
             models.append({
                 "name": name, "graph": facts_graph_name(run), "start": start_name(run, num_experts),
-                "size": own.size, "batch": own.batch_size, "knobs": [getattr(run.knobs, knob) for knob in STEP_KNOBS],
+                "size": trained.size, "batch": trained.batch_size,
+                "knobs": [getattr(run.knobs, knob) for knob in STEP_KNOBS],
             })  # fmt: skip
-            flops.append(own.batch_size * Facts.context * flops_per_token(run.model, training=True))
+            flops.append(trained.batch_size * Facts.context * flops_per_token(run.model, training=True))
         panels = {place: encode_panel(panel, place)[0] for place, panel in enumerate(lab.panels())}
         lab.close()
         rates = [lr_scale(step, main.warmup_steps, main.decay_steps) for step in range(1, main.decay_steps + 1)]
-        own = {"experts": 0, "models": models, "flops": flops, "panels": panels}  # experts: none is shown
-        return own | {"rates": rates, "every": steps_between(num_entries)}
+        made = {"experts": 0, "models": models, "flops": flops, "panels": panels}  # experts: none is shown
+        return made | {"rates": rates, "every": steps_between(num_entries)}

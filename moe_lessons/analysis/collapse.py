@@ -105,8 +105,8 @@ def practised_band(setting: PlaneSetting, seed: int = 0, steps: int = 20) -> See
         run = watched_run(setting, seed)
         practise(run, expert, steps)
         with torch.no_grad():
-            for name, own in run.model.block.experts.named_parameters():  # each (E, ...)
-                weights[name].view(-1, *own.shape)[expert + 1].copy_(own)
+            for name, parameter in run.model.block.experts.named_parameters():  # each (E, ...)
+                weights[name].view(-1, *parameter.shape)[expert + 1].copy_(parameter)
     return band
 
 
@@ -190,15 +190,15 @@ def tile_setting(name: str, base: PlaneSetting, values: dict[str, Any]) -> Plane
     """Make what a tile trains with: methods (joined by ' + ') on `base`, as strong as they or else `values` say."""
     parts = [split_strength(part) for part in name.split(" + ")]
     methods = [check_choice("method", method, BALANCING_METHODS) for method, _ in parts]
-    own = {STRENGTHS[method]: strength for method, strength in parts if method in STRENGTHS}
-    own = {knob: values[knob] if strength is None else strength for knob, strength in own.items()}
+    strengths = {STRENGTHS[method]: strength for method, strength in parts if method in STRENGTHS}
+    strengths = {knob: values[knob] if strength is None else strength for knob, strength in strengths.items()}
     if len(set(methods)) < len(methods) or ("nothing" in methods and len(methods) > 1):
         raise ValueError(f"methods in one tile must be different ones, got {name!r}")
     try:
         balancing_setting(*methods)
     except ValueError as error:
         raise ValueError(f"{' and '.join(methods)} do not go together: {error}") from None
-    return balancing_setting(*methods, base=base, **own)
+    return balancing_setting(*methods, base=base, **strengths)
 
 
 def split_strength(part: str) -> tuple[str, float | None]:

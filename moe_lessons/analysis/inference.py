@@ -55,8 +55,8 @@ def decode_speed(
             steps = [step for model in values for step in decoding_steps(model, ids, prompt_length)]
             times = np.reshape(take_turns(steps, repeats, place), (len(models), num_tokens, repeats))
             times = np.median(times, axis=1)  # (models, repeats)
-            for name, own in zip(models, times, strict=True):
-                rows.append((batch, name, batch * 1000 / median(own), Ratio.of(times[-1], own).median))
+            for name, ms in zip(models, times, strict=True):
+                rows.append((batch, name, batch * 1000 / median(ms), Ratio.of(times[-1], ms).median))
     return pd.DataFrame(rows, columns=["batch", "model", "tokens_per_second", "speedup"])
 
 

@@ -74,23 +74,23 @@ def dense_families(ends: pd.DataFrame, cost: str) -> dict[int, dict[float, list[
     """Group what the seeds of the dense models of a `load_ends` knew: for each number of steps that several widths were
     trained, by their cost (a column)."""
     known = ends[ends.width.notna()].sort_values("seed").groupby(["steps", cost]).known.agg(list)
-    return {steps: own.droplevel(0).to_dict() for steps, own in known.groupby(level=0) if len(own) > 1}
+    return {steps: table.droplevel(0).to_dict() for steps, table in known.groupby(level=0) if len(table) > 1}
 
 
 def times_the_cost(ends: pd.DataFrame, mixture: str, steps: int, cost: str = "flops") -> EffectiveWidth:
     """Find how many times the cost of a mixture (a column of `load_ends`) the best dense model has that knows as much:
     of each length of training and any width, also between those that were trained."""
-    own = ends[(ends.model == mixture) & (ends.steps == steps)].sort_values("seed")
-    found = [effective_width(family, list(own.known)) for family in dense_families(ends, cost).values()]
+    seeds = ends[(ends.model == mixture) & (ends.steps == steps)].sort_values("seed")
+    found = [effective_width(family, list(seeds.known)) for family in dense_families(ends, cost).values()]
     # one that is worse than the narrowest (0) costs no more than that one
-    least = [min(getattr(of, end) or of.family[0] for of in found) for end in ("width", "low", "high")]
-    return EffectiveWidth(*least, min(each.family for each in found)).times(own[cost].iloc[0])
+    least = [min(getattr(width, end) or width.family[0] for width in found) for end in ("width", "low", "high")]
+    return EffectiveWidth(*least, min(each.family for each in found)).times(seeds[cost].iloc[0])
 
 
 def times_as_wide(ends: pd.DataFrame, mixture: str, steps: int) -> EffectiveWidth:
     """Find how many times the active width a dense model needs to know as much after the same steps."""
-    own = ends[(ends.model == mixture) & (ends.steps == steps)].sort_values("seed")
-    return effective_width(dense_families(ends, "width")[steps], list(own.known)).times(WIDTHS[SAME_ACTIVE])
+    seeds = ends[(ends.model == mixture) & (ends.steps == steps)].sort_values("seed")
+    return effective_width(dense_families(ends, "width")[steps], list(seeds.known)).times(WIDTHS[SAME_ACTIVE])
 
 
 def _matched(results: pd.DataFrame, step: int, argument: str, model: str) -> EffectiveWidth:
@@ -108,7 +108,7 @@ def width_over_steps(task: str, model: str) -> pd.DataFrame:
     of its active width: a row for each step, with the columns `width`, `low` and `high` of `EffectiveWidth`."""
     results = load_results(check_choice("task", task, REAL_TEXTS))
     found = {step: _matched(results, step, "model", model) for step in sorted(results.step.unique())}
-    rows = [(step, of.width, of.low, of.high) for step, of in found.items()]
+    rows = [(step, match.width, match.low, match.high) for step, match in found.items()]
     return pd.DataFrame(rows, columns=["step", "width", "low", "high"])
 
 

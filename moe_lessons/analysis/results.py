@@ -96,7 +96,7 @@ def dead_over_steps(name: str) -> tuple[list[int], dict[str, np.ndarray]]:
     each model the counts (S, N) of S seeds."""
     frame = load_results(name)
     frame["count"] = [sum(map(len, layers)) for layers in frame.dead]
-    tables = {model: own.pivot(index="seed", columns="step", values="count") for model, own in frame.groupby("model")}
+    tables = {model: rows.pivot(index="seed", columns="step", values="count") for model, rows in frame.groupby("model")}
     return sorted(frame.step.unique()), {model: table.to_numpy() for model, table in tables.items()}
 
 

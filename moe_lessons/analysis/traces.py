@@ -84,8 +84,8 @@ def routing_counts(trace: pd.DataFrame) -> dict[int, pd.DataFrame]:
     """Count the assignments of a trace as `real_routing` has them: layer -> domains (rows) and experts (columns)."""
     counts = {}
     columns = range(trace["num_experts"].max())
-    for layer, own in _assignments(trace, "layer", "domain").groupby("layer"):
-        counts[layer] = pd.crosstab(own["domain"], own["expert"]).reindex(columns=columns, fill_value=0)
+    for layer, assignments in _assignments(trace, "layer", "domain").groupby("layer"):
+        counts[layer] = pd.crosstab(assignments["domain"], assignments["expert"]).reindex(columns=columns, fill_value=0)
     return counts
 
 
@@ -93,8 +93,8 @@ def known_shares(trace: pd.DataFrame) -> pd.DataFrame:
     """Say in each layer (a row) which share of what there is to know an expert tells: of the token, here its byte, of
     the domain, and of the domain given the token. See `known_share`."""
     top_k, rows = len(_experts(trace)), {}
-    for layer, own in _assignments(trace, "layer", "byte", "domain").groupby("layer"):
-        token, domain, expert = own["byte"], own["domain"], own["expert"]
+    for layer, assignments in _assignments(trace, "layer", "byte", "domain").groupby("layer"):
+        token, domain, expert = assignments["byte"], assignments["domain"], assignments["expert"]
         asked = (token, expert), (domain, expert), (domain, expert, token)
         rows[layer] = [known_share(_counted(*labels), top_k) for labels in asked]
     return pd.DataFrame.from_dict(rows, orient="index", columns=ASKED)

@@ -45,9 +45,10 @@ def standings() -> list[Standing]:
     kept, found = progress.read(), []
     made = [key.split(".")[0] for key, entry in kept["predictions"].items() if entry.get("answer") is not None]
     for lesson in LESSONS:
-        number, own = lesson.number, [exercise for exercise in exercises.EXERCISES if exercise.lesson == lesson.number]
+        number = lesson.number
+        in_lesson = [exercise for exercise in exercises.EXERCISES if exercise.lesson == number]
         answers = [kept["quiz"].get(f"{number}.{item.name}", {}) for item in read_quiz(QUIZZES[number])]
-        solved = [(e.stars, kept["exercises"].get(e.key, {}).get("status") == "right") for e in own]
+        solved = [(e.stars, kept["exercises"].get(e.key, {}).get("status") == "right") for e in in_lesson]
         found.append(Standing(lesson, made.count(number), answers, solved))
     return found
 

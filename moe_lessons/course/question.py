@@ -101,7 +101,7 @@ class Question(anywidget.AnyWidget):
     def _is_open(self) -> bool:
         return self.answer is not None or self.skipped
 
-    def told(self, say: Callable[[], str]) -> Any:
+    def outcome_of(self, say: Callable[[], str]) -> Any:
         outcome = Outcome(say()) if self._is_open() else Folded(say())
         return outcome if self.reveal(outcome) is outcome else Waiting(self, lambda: Outcome(say()), outcome)
 
@@ -166,7 +166,7 @@ class Prediction(Question):
     def compare(self, outcome: str) -> Outcome:
         """Set what was predicted beside what happened: one of the options."""
         check_choice("outcome", outcome, self.options)
-        return self.told(lambda: self._words(outcome))
+        return self.outcome_of(lambda: self._words(outcome))
 
     def _words(self, outcome: str) -> str:
         verdict = "As you predicted" if self.answer == outcome else "What happened"
@@ -196,7 +196,7 @@ class NumberPrediction(Question):
         return answer
 
     def compare(self, value: float) -> Outcome:
-        return self.told(lambda: self._words(value))
+        return self.outcome_of(lambda: self._words(value))
 
     def _words(self, value: float) -> str:
         happened = f"What happened: {self.say(rounded(value))}."
@@ -270,7 +270,7 @@ class CurvePrediction(Question):
         xs, ys = np.asarray(xs, float), np.asarray(ys, float)
         parts = part_of(xs, self.places, self.log_x), part_of(ys, self.y[1:], False)
         self._measured = np.stack(parts, axis=1).round(4).tolist()
-        return self.told(lambda: self._words(xs, ys, parts[0]))
+        return self.outcome_of(lambda: self._words(xs, ys, parts[0]))
 
     def _words(self, xs: np.ndarray, ys: np.ndarray, parts: np.ndarray) -> str:
         shape = self._shape(ys)

@@ -153,7 +153,7 @@ def count_model(model: nn.Module, cached: list[Cached] | None) -> ModelSizes:
     sizes = {id(weight): weight.numel() for weight in model.parameters()}  # each tied weight once
     outside = {id(weight) for part in outside_parts(model) for weight in part.parameters()}
     blocks = list(find_blocks(model, outside))
-    routed, groups = {id(weight) for own, *_ in blocks for weight in own}, [group for *_, group in blocks]
+    routed, groups = {id(weight) for experts, *_ in blocks for weight in experts}, [group for *_, group in blocks]
     parts = [part for part in model.modules() if not isinstance(part, nn.Embedding)]
     products = {id(weight): weight.ndim for part in parts for weight in part.parameters(recurse=False)}
     matrices = {weight for weight, ndim in products.items() if ndim > 1} - routed - outside
@@ -190,22 +190,24 @@ def find_blocks(model: nn.Module, outside: set[int]) -> Iterator[tuple[list[Tens
         deep = max(weight.ndim for weight, _ in weights)  # less deep are biases
         expert = round(sum(weight.numel() / rows for weight, rows in weights))  # a weight may be of one expert alone
         matrix = round(sum(weight.numel() / rows for weight, rows in weights if weight.ndim == deep))
-        own, is_met = [weight for weight, _ in weights], id(weights[0][0]) not in outside and "vision" not in name
-        group = ExpertGroup(num_experts, top_k, sum(weight.numel() for weight in own), expert, matrix, is_met)
-        yield own, [weight for part in routers for weight in part.parameters()], group
+        expert_weights = [weight for weight, _ in weights]
+        is_met = id(weights[0][0]) not in outside and "vision" not in name
+        experts = sum(weight.numel() for weight in expert_weights)
+        group = ExpertGroup(num_experts, top_k, experts, expert, matrix, is_met)
+        yield expert_weights, [weight for part in routers for weight in part.parameters()], group
 
 
 def routed_weights(name: str, module: nn.Module) -> list[tuple[Tensor, int]]:
     """The weights of a module of experts, each with the number of experts in it; none for any other module."""
     said = f"{name.rpartition('.')[2]} {type(module).__name__}".lower()
-    own, number = list(module.parameters(recurse=False)), getattr(module, "num_experts", None)
+    weights, number = list(module.parameters(recurse=False)), getattr(module, "num_experts", None)
     tables = [part for part in module.children() if isinstance(part, nn.Embedding) and part.num_embeddings == number]
     if "router" not in said and tables:  # an expert is a row of each table, as in Doge
         return [(part.weight, number) for part in tables]
     if "expert" not in said or "shared" in said.split()[0]:
         return []
-    if any(weight.ndim > 2 for weight in own):  # stacked
-        return [(weight, weight.shape[0]) for weight in own]
+    if any(weight.ndim > 2 for weight in weights):  # stacked
+        return [(weight, weight.shape[0]) for weight in weights]
     experts = [part for part in module.children() if any(True for _ in part.parameters())]
     if isinstance(module, nn.ModuleList | nn.ModuleDict):
         return [(weight, len(experts)) for part in experts for weight in part.parameters()]

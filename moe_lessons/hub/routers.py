@@ -104,8 +104,8 @@ def scored(logits: Tensor, indices: Tensor, weights: Tensor) -> tuple[Tensor, Te
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if bool((logits >= 0).all()) and bool(((logits.sum(dim=-1) - 1).abs() < 1e-2).all()):
         return logits.log(), logits
-    own = shares(weights.to(logits.dtype))
-    errors = [(shares(score(logits).gather(1, indices)) - own).abs().mean() for score in scores]
+    wanted = shares(weights.to(logits.dtype))
+    errors = [(shares(score(logits).gather(1, indices)) - wanted).abs().mean() for score in scores]
     probs = scores[errors.index(min(errors)) if min(errors) < 4 * eps else 0](logits)
     return logits, probs / probs.sum(dim=-1, keepdim=True)
 

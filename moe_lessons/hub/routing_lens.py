@@ -120,7 +120,7 @@ def joined(routings: Sequence[Routing]) -> Routing:
     if len(routings) == 1:
         return routings[0]
     starts, columns = np.cumsum([0, *(routing.num_tokens for routing in routings)]).tolist(), {}
-    for name in (own.name for own in fields(Routing) if own.name != "top_k"):
+    for name in (field.name for field in fields(Routing) if field.name != "top_k"):
         parts = [getattr(routing, name) for routing in routings]
         columns[name] = torch.cat([idx + start for idx, start in zip(parts, starts)] if "token_idx" in name else parts)
     both = Routing(**columns, top_k=routings[0].top_k)

@@ -201,7 +201,7 @@ def load_ranks(settings: Settings, model: nn.Module, optimizer: torch.optim.Opti
     path, ours = found[-1], describe(settings)
     try:
         about = json.loads((path / ABOUT).read_text("utf-8"))
-        theirs = {name: about[name] for name, own in ours.items() if about[name] != own}
+        theirs = {name: about[name] for name, value in ours.items() if about[name] != value}
         if not theirs:
             dcp.load(state_of(model, optimizer), storage_reader=HuggingFaceStorageReader(str(path)))  # in place
     except (OSError, ValueError, KeyError, TypeError, RecursionError, dcp.api.CheckpointException) as error:

@@ -37,15 +37,15 @@ def designs_over_time(frame: pd.DataFrame, named: Collection[str] = ()) -> style
         ax.set(ylim=(ticks[0] / 1.4, ticks[-1] * 1.6), xlim=(pd.Timestamp("2023-05-15"), pd.Timestamp("2026-12-31")))
         log_axis(ax, "y", ticks, grid="y")
         near = [(date2num(day), y.fillna(1))]  # what no name covers
-        for _, own in frame.groupby(frame.day.dt.year):
-            median, first = y[own.index].median(), own.day.min()
-            ax.hlines(median, first, own.day.max(), LIGHT.muted, lw=6, alpha=0.3, label="median")
+        for _, models in frame.groupby(frame.day.dt.year):
+            median, first = y[models.index].median(), models.day.min()
+            ax.hlines(median, first, models.day.max(), LIGHT.muted, lw=6, alpha=0.3, label="median")
             near.append(([date2num(first)], [median]))
-        for (way, shared), own in frame.groupby([ways, frame.shared_experts > 0]):
+        for (way, shared), models in frame.groupby([ways, frame.shared_experts > 0]):
             color = LIGHT.lines[way]
             options = {"ec": color, "fc": color if shared else LIGHT.background, "s": 34, "lw": 1.4, "zorder": 3}
             label = labels[way] if shared else "hollow: no shared expert"
-            ax.scatter(day[own.index], y[own.index], label=label, **options)
+            ax.scatter(day[models.index], y[models.index], label=label, **options)
         style.label_points(ax, *map(np.concatenate, zip(*near)), frame.name.where(frame.name.isin(named), ""))
     with rc_context(style.STYLE):
         texts = dict(zip(*ax.get_legend_handles_labels()[::-1]))
@@ -73,15 +73,17 @@ def layer_panel(shape: TransformerShape, context: int, title: str) -> Panel:
     scale, left, heads, boxes, arrows = 860 / work, 24, [], [], [((0, 22, 980, 22), -1, -1)]
     high, weights = D * scale, work - attention[free]
     for name, part, fill in (("Attention: between tokens", attention, 9), ("FFN: each token by itself", ffn, 7)):
-        columns, own = sum(part.values()), sum(part.values()) - part.get(free, 0)
-        costs = (f"parameters {D * own:,}: {own / weights:.0%}", f"FLOPs {2 * D * columns:,}: {columns / work:.0%}")
+        columns = sum(part.values())
+        weighted = columns - part.get(free, 0)  # that have parameters
+        parameters = f"parameters {D * weighted:,}: {weighted / weights:.0%}"
+        costs = (parameters, f"FLOPs {2 * D * columns:,}: {columns / work:.0%}")
         heads += [words(left, y, text) for y, text in zip((60, high + 92, high + 110), (name, *costs))]
         arrows.append(((left + 8, 24, left + 8, 50), -1, -1))
-        for text, own in part.items():
-            place, is_free = (left + own * scale / 2, 76 + high / 2, own * scale, high), text == free
-            says = f"{text}: {0 if is_free else D * own:,} parameters, {2 * D * own:,} FLOPs"
-            boxes.append(box(*place, text if own * scale > 30 else text[0], 1 if is_free else fill, says=says))
-            left += own * scale + 4
+        for text, wide in part.items():
+            place, is_free = (left + wide * scale / 2, 76 + high / 2, wide * scale, high), text == free
+            says = f"{text}: {0 if is_free else D * wide:,} parameters, {2 * D * wide:,} FLOPs"
+            boxes.append(box(*place, text if wide * scale > 30 else text[0], 1 if is_free else fill, says=says))
+            left += wide * scale + 4
         arrows.append(((left - 12, 74, left - 12, 26), -1, -1))
         left += 28
     heads.append(words(24, 10, f"residual stream, {D:,} numbers for each token: each part reads it and adds to it"))
@@ -102,7 +104,8 @@ def share_bars(rows: Mapping[str, Mapping[str, int]]) -> Axes:
 def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machine: pd.Series, batch: int = 1) -> Table:
     """Say what each model costs in weights of this type on a row of `roofline.machines`, while it decodes `batch`
     sequences of `context` tokens together."""
-    fits, of = f"fits into {size_words(machine.memory_bytes)}", "1 sequence" if batch == 1 else f"{batch:,} sequences"
+    fits = f"fits into {size_words(machine.memory_bytes)}"
+    sequences = "1 sequence" if batch == 1 else f"{batch:,} sequences"
     columns = []
     for m in models.values():
         there, cache = on_machine(m, machine, dtype, context, batch), CACHE_BYTES[dtype] * batch * m.cache(context)
@@ -112,7 +115,7 @@ def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machi
             "active / total": f"{m.active / m.total:.1%}",
             "FLOPs per token": short_number(m.flops(context)),
             f"weights in {dtype}": size_words(WEIGHT_BYTES[dtype] * m.total),
-            f"KV cache of {of} of {context:,} tokens": "not counted" if m.cached is None else size_words(cache),
+            f"KV cache of {sequences} of {context:,} tokens": "not counted" if m.cached is None else size_words(cache),
             fits: "yes" if there["fits"] else "no",
             f"{context:,}-token sequences that fit": "not counted" if there["texts"] is None else f"{there['texts']:,}",
             "weights loaded per step": size_words(WEIGHT_BYTES[dtype] * m.read(batch)),

@@ -112,7 +112,7 @@ def plot_exchange(traffic: Mapping[str, Tensor], even: float | None = None) -> A
             annotate(ax, text, (receiver + 0.5, sender + 0.5), ha="center", color=ink_on(color))
         for rank in ranks:
             ax.add_patch(Rectangle((rank + 0.05, rank + 0.05), 0.9, 0.9, fill=False, ec=LIGHT.foreground, lw=1.4))
-        ax.set_xticks(ranks + 0.5, [f"{rank}\n{style.short_number(own)}" for rank, own in enumerate(received)])
+        ax.set_xticks(ranks + 0.5, [f"{rank}\n{style.short_number(tokens)}" for rank, tokens in enumerate(received)])
         ax.set_yticks(ranks + 0.5, ranks)
         ax.set(aspect="equal", ylim=(len(matrix), 0))
     bar = style.styled(drawn.colorbar, mesh, ax=places, aspect=30, pad=0.02, shrink=0.8)
@@ -125,11 +125,11 @@ def plot_parallel() -> Figure:
     figure = LessonFigure(5.2, 3.5)
     ax = dress(figure.subplots(), "expert parallel")
     ax.axis("off")
-    for device, own in enumerate(((0, 1), (2, 3))):
+    for device, experts in enumerate(((0, 1), (2, 3))):
         left = 1.25 * device
         ax.add_patch(Rectangle((left, 0), 1, 1, fill=False, ec=LIGHT.muted, lw=1.2))
         annotate(ax, f"device {device}", (left + 0.5, 1.06), ha="center", color=LIGHT.muted)
-        blocks = [(f"E{e}", PALETTE[e], left + 0.06 + 0.225 * e, 0.205, 0.14) for e in own]
+        blocks = [(f"E{e}", PALETTE[e], left + 0.06 + 0.225 * e, 0.205, 0.14) for e in experts]
         for text, color, x, wide, low in [("attention, router", LIGHT.grid, left + 0.06, 0.88, 0.58), *blocks]:
             ax.add_patch(Rectangle((x, low), wide, 0.28, fc=color))
             annotate(ax, text, (x + wide / 2, low + 0.14), ha="center", color=ink_on(color))

@@ -144,8 +144,8 @@ def draw_field(mark: Field, ax, panel):
         ax.imshow(shade, interpolation="bilinear", **place)
     for expert in range(z.shape[-1]):
         lead = z[..., expert] - np.delete(z, expert, axis=-1).max(axis=-1, initial=-1e9)  # at its borders it is 0
-        own = ax.contourf(x, y, lead, [0, np.inf], colors=[expert_color(expert)], zorder=0.5)
-        own.set(hatch=expert_hatch(expert), edgecolor=LIGHT.background, linewidth=1)
+        area = ax.contourf(x, y, lead, [0, np.inf], colors=[expert_color(expert)], zorder=0.5)
+        area.set(hatch=expert_hatch(expert), edgecolor=LIGHT.background, linewidth=1)
         rows, columns = np.nonzero(first == expert)
         if len(rows) >= LEAST_PART * first.size:  # its number stands at that point of it which is nearest to its middle
             at = np.hypot(rows - rows.mean(), columns - columns.mean()).argmin()
@@ -158,9 +158,9 @@ def draw_cells(mark: Cells, ax, panel):
     rows, experts = z.shape
     edges = np.arange(experts + 1) - 0.5, np.arange(rows + 1) - 0.5
     if mark.even is None:
-        own = np.array([to_rgb(expert_color(expert)) for expert in range(experts)])
+        inks = np.array([to_rgb(expert_color(expert)) for expert in range(experts)])
         ground = 0.93 * np.array(to_rgb(LIGHT.background)) + 0.07 * np.array(to_rgb(LIGHT.foreground))
-        colors = ground + (own - ground) * np.sqrt(z.clip(0, 1))[..., None]
+        colors = ground + (inks - ground) * np.sqrt(z.clip(0, 1))[..., None]
         ax.pcolormesh(*edges, colors, edgecolors=LIGHT.background, lw=1, zorder=0.5)
     else:
         mesh, ends = two_ways(ax, edges, z, mark.even, mark.most), (0, mark.even, mark.most)

@@ -76,9 +76,9 @@ def matched_widths(ends: pd.DataFrame, steps: int) -> Axes:
     joined to the width of the dense model that knows as much: the mean of the seeds, and their range.
 
     ends: of `load_ends`, with mixtures of one active width, that of the narrowest dense model."""
-    own = ends[ends["steps"] == steps]
-    dense, mixtures = own[own["width"].notna()].groupby("width")["known"], own[own["width"].isna()]
-    x = dense.mean().index / own["width"].min()
+    rows = ends[ends["steps"] == steps]
+    dense, mixtures = rows[rows["width"].notna()].groupby("width")["known"], rows[rows["width"].isna()]
+    x = dense.mean().index / rows["width"].min()
     ax = axes_for(7.6, 4.2, f"Memorised facts after {steps:,} steps, %", "FFN width, × active width of the MoE")
     ax.vlines(x, dense.min(), dense.max(), color=LIGHT.foreground, lw=1.2)
     ax.plot(x, dense.mean(), "s-", color=LIGHT.foreground, lw=1.6, ms=5, label="dense")
@@ -144,7 +144,7 @@ def rate_tolerance(results: pd.DataFrame) -> Axes:
 def seed_sweep(values, title: str, x_label: str, baseline: float, ax: Axes) -> Axes:
     """Draw the mean and all seeds at several settings: values: x above 0 -> (S,). Dashed: a baseline."""
     dress(ax, title, x_label)
-    rows = [("mean, and all seeds", x, float(y)) for x, own in values.items() for y in own]
+    rows = [("mean, and all seeds", x, float(y)) for x, seeds in values.items() for y in seeds]
     curves(ax, pd.DataFrame(rows, columns=["model", "x", "y"]), "x", "y")
     ax.axhline(baseline, ls="--", lw=1.2, color=LIGHT.foreground, label="without")
     return name_over(log_axis(ax, "x", list(values), grid="both"))
@@ -188,8 +188,8 @@ def collapse_map(cells: pd.DataFrame, ours: tuple[str, str, float]) -> Figure:
     and this setting in a frame: its start, weights and lr."""
     start, weight, lr = ours
     starts, weights = (list(cells[name].unique()) for name in ("start", "weights"))
-    own = cells[(cells.step == 600) & (cells.lr == lr)]
-    values = own.pivot(index="start", columns="weights", values="dead").loc[starts, weights].to_numpy(float)
+    rows = cells[(cells.step == 600) & (cells.lr == lr)]
+    values = rows.pivot(index="start", columns="weights", values="dead").loc[starts, weights].to_numpy(float)
     shades = LinearSegmentedColormap.from_list("dead", [LIGHT.background, style.RED])
     figure = style.LessonFigure(7.6, 3.4)
     words = "Dead experts of 8 at step 600, mean of ten seeds (frame: section 1)"

@@ -207,12 +207,13 @@ class TextTask:
                 raise ValueError(f"context must be below {limit}, got {context}")
             split = len(text) - num_held_out
             held_out = {text[i : i + context] for i in range(split, len(text) - context + 1)}
-            own = bytearray(text[i : i + context] not in held_out for i in range(split - context + 1))
-            own = torch.frombuffer(own, dtype=torch.bool)  # `torch.tensor` of a list takes longer
-            own = (own[:-1] & own[1:]).nonzero()[:, 0]  # neither what is read nor what is predicted is held out
-            if len(own) == 0:
+            may_train = bytearray(text[i : i + context] not in held_out for i in range(split - context + 1))
+            may_train = torch.frombuffer(may_train, dtype=torch.bool)  # `torch.tensor` of a list takes longer
+            # neither what is read nor what is predicted is held out
+            places = (may_train[:-1] & may_train[1:]).nonzero()[:, 0]
+            if len(places) == 0:
                 raise ValueError(f"{name} must vary more: each {context} bytes of it are also in the part held out")
-            starts.append(own + end)
+            starts.append(places + end)
             self._held_out_starts.append(torch.arange(split, len(text) - context) + end)
             texts.append(text)
             end += len(text)

@@ -67,8 +67,8 @@ class SeedBand(Run):
         for name, parameter in branch.model.named_parameters():
             if old.get(name) in self.optimizer.state:
                 branch.optimizer.state[parameter] = copy.deepcopy(self.optimizer.state[old[name]])
-        for generator, own in zip(branch.generators, self.generators, strict=True):
-            generator.set_state(own.get_state())
+        for generator, source in zip(branch.generators, self.generators, strict=True):
+            generator.set_state(source.get_state())
         branch.records = list(self.records)
         branch.before = branch.snapshot()
         return branch

@@ -23,9 +23,9 @@ class Knob:
     off: the value at which it does nothing. needs: the modules that it acts on; without one, only `off` is allowed, and
     `idle` says why. disturbs: whether training then routes otherwise than evaluation.
 
-    How it is applied to a run: as an `attribute` of those modules, as the weight of a `loss` of each routing (by its
-    `__name__` in `Run.history`), or by an `update` of each router after a step (router, routing, value). The one that
-    has none of these, lr, is the optimizer's."""
+    How it is applied to a run: as an `attribute` of those modules, as the weight of an `auxiliary_loss` of each routing
+    (by its `__name__` in `Run.history`), or by an `update` of each router after a step (router, routing, value). The
+    one that has none of these, lr, is the optimizer's."""
 
     name: str
     label: str
@@ -38,7 +38,7 @@ class Knob:
     needs: Callable[[nn.Module], bool] | None = None
     idle: str = ""
     attribute: bool = False
-    loss: Callable[[Routing], Tensor] | None = None
+    auxiliary_loss: Callable[[Routing], Tensor] | None = None
     update: Callable[[nn.Module, Routing, float], None] | None = None
     disturbs: bool = False
 
@@ -59,7 +59,7 @@ ROWS = [
         label="Auxiliary loss",
         tip="Coefficient of the load-balancing loss in what is minimised; no unit",
         stops=(0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
-        loss=load_balancing_loss,
+        auxiliary_loss=load_balancing_loss,
     ),
     Knob(
         name="noise_std",
@@ -100,7 +100,7 @@ ROWS = [
         label="z-loss",
         tip="Coefficient of the router z-loss, which keeps the router's logits small; no unit",
         stops=(0.0, 0.0001, 0.001, 0.01, 0.1, 1.0),
-        loss=router_z_loss,
+        auxiliary_loss=router_z_loss,
     ),
     Knob(
         name="expert_bias_rate",

@@ -120,14 +120,14 @@ class Run:
         """Copy what a step changes, into the memory of a snapshot that is no longer needed where one is given."""
         weights = [weight.detach() for weight in self._weights()]
         averages = [self.optimizer.state.get(p, {}) for p in self._parameters]
-        if spare is None or [len(own) for own in spare.averages] != [len(own) for own in averages]:
+        if spare is None or [len(average) for average in spare.averages] != [len(average) for average in averages]:
             weights = [weight.clone() for weight in weights]
-            averages = [{name: value.clone() for name, value in own.items()} for own in averages]
+            averages = [{name: value.clone() for name, value in average.items()} for average in averages]
         else:
             for kept, weight in zip(spare.weights, weights, strict=True):
                 kept.copy_(weight)
-            for kept, own in zip(spare.averages, averages, strict=True):
-                for name, value in own.items():
+            for kept, average in zip(spare.averages, averages, strict=True):
+                for name, value in average.items():
                     kept[name].copy_(value)
             weights, averages = spare.weights, spare.averages
         return Snapshot(weights, averages, [g.get_state() for g in self.generators], len(self.records))
@@ -166,8 +166,9 @@ class Run:
         losses, correct = token_losses(logits, y)
         total, auxiliary = scored_mean(losses, y), {}
         for name, knob in KNOBS.items():
-            if knob.loss:
-                auxiliary[name] = value = sum(map(knob.loss, routings), start=torch.zeros((), device=self.device))
+            if knob.auxiliary_loss:
+                zero = torch.zeros((), device=self.device)
+                auxiliary[name] = value = sum(map(knob.auxiliary_loss, routings), start=zero)
                 if (weight := getattr(self.knobs, name)) > 0:  # what weighs nothing costs no backward
                     total = total + weight * value
         self.optimizer.zero_grad()
@@ -222,7 +223,11 @@ class Run:
             step=len(self.records) + 1,
             loss=float(numbers["loss"]),
             accuracy=float(numbers["accuracy"]),
-            auxiliary={knob.loss.__name__: float(numbers[name]) for name, knob in KNOBS.items() if knob.loss},
+            auxiliary={
+                knob.auxiliary_loss.__name__: float(numbers[name])
+                for name, knob in KNOBS.items()
+                if knob.auxiliary_loss
+            },
             load=[numbers[f"load {i}"].tolist() for i in range(len(routings))],
             dead_experts=int(numbers["dead"]),
             dropped_share=sum(routing.dropped for routing in routings) / max(wanted, 1),

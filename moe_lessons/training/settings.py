@@ -60,7 +60,7 @@ class PlaneSetting:
         idle = idle_with(self.router)
         for name, knob in KNOBS.items():
             value = knob.check(getattr(self, name))
-            if knob.loss is None and name in idle and value != knob.off:  # a loss without use does no harm
+            if knob.auxiliary_loss is None and name in idle and value != knob.off:  # a loss without use does no harm
                 raise ValueError(f"{name} must be {knob.off} where the router is {self.router!r}, got {value!r}")
 
 

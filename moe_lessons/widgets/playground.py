@@ -152,7 +152,7 @@ class Playground(Lab):
         for name, setting in PRESETS.items():
             idle = [KNOBS[n] for n in self.idle(asdict(setting)) if n in KNOBS]
             # a loss without use does no harm
-            if all(getattr(setting, knob.name) == knob.off for knob in idle if knob.loss is None):
+            if all(getattr(setting, knob.name) == knob.off for knob in idle if knob.auxiliary_loss is None):
                 action = lambda name=name: self.choose_preset(name)  # noqa: E731
                 self._preset_buttons[name] = self.button(name, TIPS["presets"][name], action)
         self.applied()

@@ -75,8 +75,8 @@ class RoutersView(Player):
 
     def __init__(self, counts: Mapping[str, Mapping[int, pd.DataFrame]]):
         models = list(counts.values()) if isinstance(counts, Mapping) else []
-        layers = [tuple(own) if isinstance(own, Mapping) else () for own in models]
-        if not layers or not layers[0] or any(own != layers[0] for own in layers):
+        layers = [tuple(tables) if isinstance(tables, Mapping) else () for tables in models]
+        if not layers or not layers[0] or any(each != layers[0] for each in layers):
             raise ValueError(f"counts must have for each model a table of each of the same layers, got {shown(counts)}")
         self.counts, self.layers = counts, layers[0]
         options = [(str(layer), place) for place, layer in enumerate(self.layers)]
@@ -85,16 +85,20 @@ class RoutersView(Player):
 
     def shares(self) -> dict[str, pd.DataFrame]:
         """Give the share of each row's assignments that each expert receives, in the layer that is shown."""
-        tables = {name: own[self.layers[self.slider.value]] for name, own in self.counts.items()}
-        return {name: own.div(own.sum(axis="columns"), axis=0) for name, own in tables.items()}
+        layer = self.layers[self.slider.value]
+        tables = {name: layers[layer] for name, layers in self.counts.items()}
+        return {name: table.div(table.sum(axis="columns"), axis=0) for name, table in tables.items()}
 
     def panels(self) -> list[Panel]:
         layer, width = self.layers[self.slider.value], 12 // len(self.counts)
-        made = [shares_panel(own, f"{name}, layer {layer}") for name, own in self.shares().items()]
+        made = [shares_panel(shares, f"{name}, layer {layer}") for name, shares in self.shares().items()]
         return [replace(panel, width=width) for panel in made]
 
     def sentence(self) -> str:
-        tops = {name: (own.stack().idxmax(), own.max(axis=None) * own.shape[1]) for name, own in self.shares().items()}
+        tops = {
+            name: (shares.stack().idxmax(), shares.max(axis=None) * shares.shape[1])
+            for name, shares in self.shares().items()
+        }
         said = [f"{name}: E{expert}, {most:.1f}× for {domain}" for name, ((domain, expert), most) in tops.items()]
         return f"Farthest above uniform load: {'; '.join(said)}."
 
@@ -129,7 +133,7 @@ class StreamView(Player):
         self.play()
 
     def streams(self) -> dict[str, Stream]:
-        return {name: Stream(own, *self.arguments[1:3], self.batch.value) for name, own in self.models.items()}
+        return {name: Stream(sizes, *self.arguments[1:3], self.batch.value) for name, sizes in self.models.items()}
 
     @property
     def seconds(self) -> float:
@@ -142,8 +146,8 @@ class StreamView(Player):
 
     def sentence(self) -> str:
         wrote = " and ".join(
-            f"{name} {of.wrote(self.seconds):,} (a step loads for {1000 * of.reading:.3g} ms and computes for "
-            f"{1000 * of.computing:.3g} ms)" for name, of in self.streams().items()
+            f"{name} {stream.wrote(self.seconds):,} (a step loads for {1000 * stream.reading:.3g} ms and computes for "
+            f"{1000 * stream.computing:.3g} ms)" for name, stream in self.streams().items()
         )  # fmt: skip
         return f"Tokens decoded after {1000 * self.seconds:.3g} ms, at best: {wrote}."
 

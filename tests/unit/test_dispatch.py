@@ -117,11 +117,11 @@ def test_torch_func_gives_the_same_gradients(way):
     moe, x = MoE(16, 32, 4, 2, dispatch=way), torch.randn(9, 16)
     weights = dict(moe.named_parameters())
 
-    def loss(weights: dict) -> torch.Tensor:
+    def mean_square(weights: dict) -> torch.Tensor:
         return torch.func.functional_call(moe, weights, (x,))[0].square().mean()
 
-    made = torch.func.grad(loss)({name: weight.detach() for name, weight in weights.items()})
-    expected = torch.autograd.grad(loss(weights), list(weights.values()))
+    made = torch.func.grad(mean_square)({name: weight.detach() for name, weight in weights.items()})
+    expected = torch.autograd.grad(mean_square(weights), list(weights.values()))
     torch.testing.assert_close(list(made.values()), list(expected))
 
 

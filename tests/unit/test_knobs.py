@@ -47,7 +47,7 @@ def surprise(routing):
 
 def test_a_new_loss_is_a_row_and_is_in_history_and_in_states(monkeypatch):
     made = [plane_model(PlaneSetting()) for _ in range(3)]
-    monkeypatch.setitem(KNOBS, "confidence", Knob(name="confidence", label="Confidence", loss=surprise))
+    monkeypatch.setitem(KNOBS, "confidence", Knob(name="confidence", label="Confidence", auxiliary_loss=surprise))
     plain, run, later = (Run(*each) for each in made)
     run.knobs.confidence = 1.0
     first, other = (each.step() for each in (run, plain))

@@ -130,7 +130,7 @@ def test_gradients_on_the_logits_against_finite_differences(monkeypatch):
     plain = router.choice_logits
     with torch.no_grad():
 
-        def loss(shift):
+        def loss_when_shifted(shift):
             router.choice_logits = lambda hidden: plain(hidden) + shift
             return F.cross_entropy(model(x.double())[0], y).item()
 
@@ -138,7 +138,7 @@ def test_gradients_on_the_logits_against_finite_differences(monkeypatch):
             for tokens in (chosen == expert, chosen != expert):
                 shift = torch.zeros(64, 8, dtype=torch.float64)
                 shift[tokens, expert] = 1e-6
-                slope = (loss(shift) - loss(-shift)) / 2e-6
+                slope = (loss_when_shifted(shift) - loss_when_shifted(-shift)) / 2e-6
                 assert found[tokens, expert].sum().item() == pytest.approx(slope, abs=1e-5)
 
 

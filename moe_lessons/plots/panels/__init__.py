@@ -14,7 +14,7 @@ PANELS: dict[str, Callable[[Any], Panel]] = {
     "cost": compared.cost,
     "curves": compared.curves,
     "facts known": compared.facts_known,
-    "loss": compared.loss,
+    "loss": compared.training_losses,
     "quality": compared.quality,
     "work": compared.work,
     "classes": passages.classes,

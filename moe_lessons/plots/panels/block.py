@@ -55,8 +55,8 @@ def block_panel(moe, x: Tensor, y: Tensor, routing: Routing, token: int, dense=N
         draw_strip(heads, boxes, arrows, strip, routing, token)
     height = HEIGHT if has_strip else COUNTS + 24
     axes = Axis(0, WIDTH, ticks=()), Axis(height, 0, ticks=())
-    parts = [own for own in (heads, boxes, strip) if own]
-    marks = [Arrows(*zip(*arrows), token), *(Boxes(*zip(*own), token, own is heads) for own in parts)]
+    parts = [part for part in (heads, boxes, strip) if part]
+    marks = [Arrows(*zip(*arrows), token), *(Boxes(*zip(*part), token, part is heads) for part in parts)]
     title = f"The block, with the numbers of token {token}"
     size = {"width": 12, "least_width": 760, "height": height}  # in less its letters would lie over each other
     return Panel(title, marks, *axes, **size, caption=MASKED if is_masked else UNMASKED)

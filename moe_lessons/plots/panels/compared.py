@@ -41,7 +41,7 @@ def loss_panel(curves, ghost=None, x_axis: str = "steps", marks=(), first_x: flo
     return Panel("Loss (cross entropy, nats)", [*rules, *lines], spent_axis(x_axis, reach, first), Axis(0, top))
 
 
-def loss(view) -> Panel:
+def training_losses(view) -> Panel:
     x_axis, ghost = view.state.x_axis, view.state.ghost
     curves = {name: (spent(run, x_axis), history(run).column("loss")) for name, run in view.runs.items()}
     earlier = ghost and (spent(ghost, x_axis), history(ghost).column("loss"))

@@ -33,9 +33,9 @@ def text(view) -> Panel:
     domain = table["domain"].to_numpy().reshape(ids.shape)[:, 0]  # (sequences,)
     passages = {}
     for name in dict.fromkeys(domain):
-        own = domain == name
-        row, start = line_start(ids[own], room=ids.shape[1] // 2)
-        data, served = bytes(ids[own][row, start:].tolist()), experts[own][row, start:]
+        in_domain = domain == name
+        row, start = line_start(ids[in_domain], room=ids.shape[1] // 2)
+        data, served = bytes(ids[in_domain][row, start:].tolist()), experts[in_domain][row, start:]
         end = first_lines(data)
         passages[name] = data[:end], served[:end]
     return text_panel(list(passages.values()), tuple(passages), of_layer(TITLE, view))
@@ -55,8 +55,8 @@ def first_lines(data: bytes) -> int:
 def text_panel(passages, names=(), title: str = TITLE, says=()) -> Panel:
     """Show passages, of each its bytes and the expert of each byte (N,), -1: none. says: see `Text`."""
     signs = [list(characters(data)) for data, _ in passages]
-    texts = ["".join(char for char, _ in own) for own in signs]
-    sizes = np.array([size for own in signs for _, size in own], "u1")
+    texts = ["".join(char for char, _ in pairs) for pairs in signs]
+    sizes = np.array([size for pairs in signs for _, size in pairs], "u1")
     experts = np.concatenate([served for _, served in passages]).astype("i2")
     return Panel(title, [Text(texts, names, experts, sizes, says)], width=6, height=40 + 85 * len(texts))
 
@@ -76,7 +76,7 @@ def colored_trace(trace: pd.DataFrame, layer: int, title: str = "") -> Panel:
         raise ValueError("trace must be of one text, got several")
     experts, weights = (rows.filter(regex=rf"^{kind}\d+$").to_numpy() for kind in ("expert", "weight"))  # (rows, K)
     served = [[f"E{e} {w:.2f}" for e, w in zip(*row) if e >= 0] for row in zip(experts, weights)]
-    data, says = bytes(rows["byte"].tolist()), [", ".join(own) or "no expert" for own in served]
+    data, says = bytes(rows["byte"].tolist()), [", ".join(names) or "no expert" for names in served]
     made = text_panel([(data, experts[:, 0])], (), title or f"{TITLE} in layer {layer}", says)
     return replace(made, width=12, height=30 + 36 * (1 + len(data) // 88 + data.count(b"\n")))
 
