@@ -23,8 +23,8 @@ export const firstAtLeast = (value, ...tops) => tops.find((top) => top >= value)
 // reads what is shown, or gives null where it is not finite; draw(place, header, out, slot), which gives the arrays of
 // a panel by slot and puts into its header what has changed; lines(out); and end(), if something of it is to end.
 export class History {
-  constructor(shared, own, values) {
-    Object.assign(this, { shared, own, values, step: 0, rows: [], every: 1, recent: [], changes: [] });
+  constructor(shared, manifest, values) {
+    Object.assign(this, { shared, manifest, values, step: 0, rows: [], every: 1, recent: [], changes: [] });
   }
   /** Note a step that is done: the loss of each model, and more. */
   note(losses, more = {}) {
@@ -46,7 +46,7 @@ export class History {
     return this.values.x_axis === "FLOPs";
   }
   spent(k, step, isFlops = this.isFlops) {
-    return isFlops ? step * this.own.flops[k] : step;
+    return isFlops ? step * this.manifest.flops[k] : step;
   }
   /** The axis of what is spent. */
   axis(x, reach, first) {
@@ -56,14 +56,14 @@ export class History {
   }
   loss(header, slot) {
     const { curve, isFlops, ghost } = this;
-    const { flops } = this.own;
+    const { flops } = this.manifest;
     const old = ghost?.curve ?? [];
     const arrays = {};
     const slots = { x: { slot: slot("g.x") }, y: { slot: slot("g.y") } };
     const previous = { ...header.marks[0], name: "previous run", ink: -1, ...slots };
-    const line = (name, rows, k, of) =>
+    const line = (name, rows, k, history) =>
       Object.assign(arrays, {
-        [`${name}.x`]: ["f4", [rows.length], rows.map(({ step }) => of.spent(k, step, isFlops))],
+        [`${name}.x`]: ["f4", [rows.length], rows.map(({ step }) => history.spent(k, step, isFlops))],
         [`${name}.y`]: ["f4", [rows.length], rows.map(({ losses }) => losses[k])],
       });
     flops.forEach((_, k) => line(k, curve, k, this));
@@ -103,7 +103,7 @@ let more = 0;
 let frame = 0;
 let drawn = 0;
 let shownAt = 0;
-let toldAt = 0;
+let textsShownAt = 0;
 let sent = {}; // more: steps to train in a pause
 const turns = new MessageChannel();
 const waiting = [];
@@ -118,31 +118,31 @@ const turn = () =>
 async function sendPicture() {
   const isAsked = asked;
   const now = performance.now();
-  const own = run;
+  const current = run;
   asked = false;
   let isPaused = !playing && !more;
-  let out = await own.measure(isPaused);
+  let out = await current.measure(isPaused);
   if (!out) {
-    await own.goBack();
-    [playing, more, isPaused, trouble, out] = [false, 0, true, TOO_LARGE, await own.measure(true)];
+    await current.goBack();
+    [playing, more, isPaused, trouble, out] = [false, 0, true, TOO_LARGE, await current.measure(true)];
   }
-  if (own !== run) return;
+  if (current !== run) return;
   const panels = {};
   const all = {};
-  const { step } = own;
-  const { token } = own.values;
-  const { experts } = own.own;
-  const { numbers, colors } = own.shared;
-  const places = Object.entries(own.own.panels).slice(0, isMore ? undefined : own.shared.front?.panels);
+  const { step, manifest, shared } = current;
+  const { token } = current.values;
+  const { experts } = manifest;
+  const { numbers, colors } = shared;
+  const places = Object.entries(manifest.panels).slice(0, isMore ? undefined : shared.front?.panels);
   const count = places.length;
-  const isTold = isAsked || isPaused || now - toldAt > TEXTS;
+  const isTextDue = isAsked || isPaused || now - textsShownAt > TEXTS;
   for (const [place, as_encoded] of places) {
     const header = structuredClone(as_encoded);
     const slot = (rest) => `${place}.${rest}`;
     for (const mark of header.marks) if ("selected" in mark) mark.selected = token;
-    const arrays = own.draw(Number(place), header, out, slot);
+    const arrays = current.draw(Number(place), header, out, slot);
     const text = JSON.stringify(header);
-    const isDue = isTold || header.marks[0]?.mark !== "Table"; // a page lays out all of a table for one new number
+    const isDue = isTextDue || header.marks[0]?.mark !== "Table"; // a page lays out all of a table for one new number
     if (isDue && sent[place] !== text) [panels[place], sent[place]] = [header, text];
     for (const [rest, array] of Object.entries(arrays)) all[slot(rest)] = array;
   }
@@ -150,9 +150,9 @@ async function sendPicture() {
   const state = isPaused ? "paused" : "training";
   const words = { count, experts, token, step, state, trouble, budget: numbers.budget };
   words.until = more ? step + more : playing ? 0 : until; // it trains until it is asked to pause, or for very long
-  if (isTold) {
-    Object.assign(words, own.lines(out));
-    toldAt = now;
+  if (isTextDue) {
+    Object.assign(words, current.lines(out));
+    textsShownAt = now;
   }
   shownAt = now;
   const content = { frame: ++frame, answer: true, panels, slots, words, ...(frame === 1 && { colors }) };
@@ -169,9 +169,9 @@ async function work() {
       const due = shownAt + 1000 / FPS;
       const end = due > now ? Math.min(due, now + TURN) : now + TURN;
       while ((more || (playing && seen)) && !asked && performance.now() < end) {
-        const own = run;
-        const isGood = await (busy = own.train());
-        if (own !== run) break; // another was started meanwhile
+        const current = run;
+        const isGood = await (busy = current.train());
+        if (current !== run) break; // another was started meanwhile
         if (!isGood)
           trouble = `The training stopped after step ${run.step}: the loss is not finite. ${KEPT_WEIGHTS}`;
         playing &&= isGood && run.step < until;

@@ -39,17 +39,17 @@ function number(value) {
 }
 
 // The panels of `text_panels`, and their arrays. outs: what both models read of the bytes, of which one is the token.
-export function panelsOf(own, outs, { bytes, layer, token }) {
-  const panels = structuredClone(own.panels);
-  const arrays = { ...own.arrays };
+export function panelsOf(manifest, outs, { bytes, layer, token }) {
+  const panels = structuredClone(manifest.panels);
+  const arrays = { ...manifest.arrays };
   const letters = lettersOf(bytes);
   const [trained] = outs;
   const [, , path, , , block] = panels;
-  const layers = range(own.layers);
+  const layers = range(manifest.layers);
   const ints = (slot, values) => (arrays[slot] = ["i4", [values.length], values]);
   const floats = (slot, values, width) => (arrays[slot] = ["f4", [values.length / width, width], values]);
   const named = (kind, model) =>
-    filled(own.titles[kind], { layer, token, byte: own.names[bytes[token]], model });
+    filled(manifest.titles[kind], { layer, token, byte: manifest.names[bytes[token]], model });
   outs.forEach((out, i) => {
     const [text, next] = [panels[i], panels[i + 3]];
     const texts = [letters.map(([letter]) => letter).join("")];
@@ -65,11 +65,13 @@ export function panelsOf(own, outs, { bytes, layer, token }) {
       `${i}.0.sizes`,
       letters.map(([, length]) => length),
     );
-    const [likeliest, probs] = [out.bytes, out.next].map((all) => rowOf(all, token).slice(0, own.likeliest));
+    const [likeliest, probs] = [out.bytes, out.next].map((all) =>
+      rowOf(all, token).slice(0, manifest.likeliest),
+    );
     const said = probs.map((part) => `${(100 * part).toFixed(1)}%`);
-    Object.assign(next.marks[0], { rows: likeliest.map((byte) => own.names[byte]), texts: said });
+    Object.assign(next.marks[0], { rows: likeliest.map((byte) => manifest.names[byte]), texts: said });
     floats(`${i + 3}.0.values`, probs, 1);
-    [text.title, next.title] = ["text", "next"].map((kind) => named(kind, own.models[i]));
+    [text.title, next.title] = ["text", "next"].map((kind) => named(kind, manifest.models[i]));
   });
   [path.title, block.title, path.marks[0].selected] = [named("path"), named("block"), layer];
   const served = layers.flatMap((row) => rowOf(trained.experts, row, token).map((e) => [e, row]));
@@ -81,11 +83,11 @@ export function panelsOf(own, outs, { bytes, layer, token }) {
   floats(
     "2.0.z",
     layers.flatMap((row) => rowOf(trained.probs, row, token)),
-    own.experts,
+    manifest.experts,
   );
   // The block: Python says what each box shows where its expert serves and where not, and has the arrows of all experts.
   const [arrows, , boxes] = block.marks;
-  const given = (mark, name) => own.arrays[mark[name].slot][2];
+  const given = (mark, name) => manifest.arrays[mark[name].slot][2];
   const [experts, weights, logits, x, y] = ["experts", "serves", "logits", "x", "y"].map((name) =>
     rowOf(trained[name], layer, token),
   );
@@ -96,7 +98,7 @@ export function panelsOf(own, outs, { bytes, layer, token }) {
     .join(" + ");
   const [whose, from] = [boxes, arrows].map((mark) => given(mark, "expert"));
   const ends = given(arrows, "ends");
-  boxes.texts = own.recipes.map((texts, i) =>
+  boxes.texts = manifest.recipes.map((texts, i) =>
     texts[whose[i] in serves ? 0 : 1]
       .replace("{sum}", sum)
       .replace(/\{(\w+) (\d+)\}/g, (_, name, at) => number(rows[name][at])),
@@ -122,17 +124,17 @@ export function panelsOf(own, outs, { bytes, layer, token }) {
 }
 
 class OwnText {
-  constructor(place, own, session, models) {
+  constructor(place, manifest, session, models) {
     Object.assign(this, {
       place,
-      own,
+      manifest,
       session,
       models,
       turn: Promise.resolve(),
       random: randomOf(0),
       frame: 0,
     });
-    const { words, examples } = own;
+    const { words, examples } = manifest;
     const id = `${place.id}-text`;
     const view = make("div");
     const type = (text) => this.change({ text, token: null });
@@ -169,11 +171,11 @@ class OwnText {
     );
   }
   open() {
-    const { own, place } = this;
+    const { manifest, place } = this;
     const given = Object.fromEntries(new URLSearchParams(place.state));
-    const text = (given.text ?? Object.values(own.examples)[0]).slice(-MOST);
+    const text = (given.text ?? Object.values(manifest.examples)[0]).slice(-MOST);
     const { length } = utf8.encode(text);
-    const counts = { layer: own.layers, token: Math.min(length, own.window) };
+    const counts = { layer: manifest.layers, token: Math.min(length, manifest.window) };
     const isBad = (name) =>
       name in given && counts[name] && !range(counts[name]).map(String).includes(given[name]);
     const bad = Object.keys(counts).find(isBad);
@@ -204,13 +206,13 @@ class OwnText {
     return (this.turn = this.turn.then(work).catch(said));
   }
   run(bytes, weights) {
-    const ids = Int32Array.from({ ...bytes, length: this.own.window });
+    const ids = Int32Array.from({ ...bytes, length: this.manifest.window });
     return this.session.run({ weights, ids: whole(ids, ids.length) });
   }
   async show() {
     const {
-      own,
-      own: { words, window },
+      manifest,
+      manifest: { words, window },
       text,
       layer,
       place,
@@ -225,20 +227,22 @@ class OwnText {
     if (!this.writing) place.keep(String(new URLSearchParams(state)));
     this.controls[0].show(
       layer,
-      range(own.layers).map((at) => [String(at), at]),
+      range(manifest.layers).map((at) => [String(at), at]),
     );
-    const tokens = Array.from(bytes, (byte, at) => [`${at} ${own.names[byte]}`, at]);
+    const tokens = Array.from(bytes, (byte, at) => [`${at} ${manifest.names[byte]}`, at]);
     this.controls[1].show(token, text ? tokens : [["–", token]]);
     const outs = [];
     for (const weights of this.models) outs.push(await this.run(bytes, weights));
     const { panels, arrays } = text
-      ? panelsOf(own, outs, { bytes, layer, token })
+      ? panelsOf(manifest, outs, { bytes, layer, token })
       : { panels: [], arrays: {} };
     const [trained, untrained] = outs.map(({ surprise: { data } }) => data[count - 2]?.toFixed(2));
     const said = count > 1 ? filled(words.surprise, { trained, untrained }) : "";
     const { slots, data } = pack(arrays);
-    const seen = { count: panels.length, experts: text ? own.experts : 0, token, words: said };
-    this.hear({ frame: ++this.frame, colors: own.colors, panels, slots, words: seen }, [new DataView(data)]);
+    const seen = { count: panels.length, experts: text ? manifest.experts : 0, token, words: said };
+    this.hear({ frame: ++this.frame, colors: manifest.colors, panels, slots, words: seen }, [
+      new DataView(data),
+    ]);
   }
   write(choose) {
     // a letter: one byte, or as many as its first one says
@@ -246,7 +250,7 @@ class OwnText {
       const added = [];
       const {
         text,
-        own: { window },
+        manifest: { window },
         models: [trained],
       } = this;
       while (text && added.length < lengthBy(added[0] ?? 0)) {
@@ -275,8 +279,8 @@ class OwnText {
 
 export default async function show(place) {
   const load = [unpacked("text.weights.z"), graph("text.read.z"), json("text.json")];
-  const [bytes, session, own] = await Promise.all(load);
+  const [bytes, session, manifest] = await Promise.all(load);
   const half = bytes.length / 2;
   const models = [0, half].map((at) => halves(bytes.slice(at, at + half).buffer, half / 2));
-  new OwnText(place, own, session, models).open();
+  new OwnText(place, manifest, session, models).open();
 }

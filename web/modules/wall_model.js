@@ -4,11 +4,11 @@
 import { unpacked } from "./parts.js";
 import { floats, graph, randomOf, whole } from "./runtime.js";
 
-let own = null;
+let model = null;
 
 const entries = (count, choose) => {
   // (N, T + 1) bytes
-  const { book, length } = own;
+  const { book, length } = model;
   const found = new Int32Array(count * length);
   for (let i = 0, at; i < count; i++)
     ((at = choose(i) * length), found.set(book.subarray(at, at + length), i * length));
@@ -26,33 +26,36 @@ const HEARD = {
     ]);
     const bits = new Uint32Array(state.buffer); // a bfloat16 is the upper half of a float32
     new Uint16Array(weights.buffer).forEach((half, i) => (bits[i] = half << 16));
-    own = { ...asked, stepping, reading, count: 0, random: randomOf(seed + 1), state: floats(state, size) };
+    model = { ...asked, stepping, reading, count: 0, random: randomOf(seed + 1), state: floats(state, size) };
   },
   async step({ rate }) {
     // or not: where it diverges
     const began = performance.now();
-    const { num_entries: N, batch, random, state, count, knobs } = own;
+    const { num_entries: N, batch, random, state, count, knobs } = model;
     const turned = floats(
-      Float32Array.from(knobs, (value, i) => (i === own.rateAt ? rate : value)),
+      Float32Array.from(knobs, (value, i) => (i === model.rateAt ? rate : value)),
       knobs.length,
     );
     const given = { state, count: floats([count + 1]), knobs: turned };
-    const out = await own.stepping.run({ ...given, entries: entries(batch, () => Math.floor(N * random())) });
+    const out = await model.stepping.run({
+      ...given,
+      entries: entries(batch, () => Math.floor(N * random())),
+    });
     const loss = out.losses.data[0];
     const isGood = Number.isFinite(loss) && Number.isFinite(out.norm.data[0]);
-    if (isGood) Object.assign(own, { before: state, state: out.next, count: count + 1 });
+    if (isGood) Object.assign(model, { before: state, state: out.next, count: count + 1 });
     return { loss, isGood, time: performance.now() - began };
   },
   back() {
     // to the weights that the last step began with; Adam forgets its averages
-    const { size, state, before = state } = own;
+    const { size, state, before = state } = model;
     const kept = new Float32Array(size);
     kept.set(before.data.subarray(0, size / 3));
-    Object.assign(own, { state: floats(kept, size), before: undefined, count: 0 });
+    Object.assign(model, { state: floats(kept, size), before: undefined, count: 0 });
   },
   async read() {
     // part by part, as `Facts.known` does
-    const { num_entries: N, read, reading, state } = own;
+    const { num_entries: N, read, reading, state } = model;
     const known = new Uint8Array(N);
     let [loss, accuracy, count] = [0, 0, 0];
     for (let from = 0; from < N; from += read) {

@@ -8,10 +8,10 @@ const withCommas = (count) => count.toLocaleString("en");
 const rest = () => new Promise((go) => setTimeout(go, 200)); // milliseconds: a slider may still move
 
 class Wall extends History {
-  constructor(shared, own, book, values) {
-    super(shared, own, values);
+  constructor(shared, manifest, book, values) {
+    super(shared, manifest, values);
     Object.assign(this, { book, times: [], readings: [] });
-    this.workers = own.models.map(
+    this.workers = manifest.models.map(
       () => new Worker(new URL("wall_model.js", import.meta.url), { type: "module" }),
     );
   }
@@ -25,7 +25,7 @@ class Wall extends History {
             worker.onmessage = ({ data }) =>
               "refused" in data ? failed(new Error(data.refused)) : done(data.answer);
             worker.onerror = () => failed(new Error(lost));
-            worker.postMessage({ kind, ...more(this.own.models[k]) });
+            worker.postMessage({ kind, ...more(this.manifest.models[k]) });
           }),
       ),
     );
@@ -35,7 +35,7 @@ class Wall extends History {
   }
   async train() {
     // one step of all; where one of them diverges, none has made it
-    const { rates, every } = this.own;
+    const { rates, every } = this.manifest;
     const rate = this.values.lr * (rates[this.step] ?? rates.at(-1));
     const answers = await this.ask("step", () => ({ rate }));
     if (!answers.every(({ isGood }) => isGood)) return (await this.goBack(), false);
@@ -57,7 +57,7 @@ class Wall extends History {
   }
   draw(place, header, known, slot) {
     const {
-      own: { models },
+      manifest: { models },
       shared: {
         numbers: { length },
       },
@@ -109,14 +109,14 @@ class Wall extends History {
 async function open(values, name, signal) {
   const { num_entries, seed } = values;
   const file = `facts-${seed}.z`;
-  const [shared, own, book] = await Promise.all([
+  const [shared, manifest, book] = await Promise.all([
     json("wall.json"),
     json(`facts-${name}.json`),
     once(file, () => unpacked(file)),
     rest(),
   ]);
   signal.throwIfAborted(); // before there are workers
-  const run = new Wall(shared, own, book, values);
+  const run = new Wall(shared, manifest, book, values);
   const {
     numbers: { length, read },
     knobs,

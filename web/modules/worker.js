@@ -11,22 +11,22 @@ const signed = (value) => `${value < 0 ? "" : "+"}${value.toFixed(2)}`;
 // --- one training: three models in step ---------------------------------------------------------------------------
 
 class Training extends History {
-  constructor(shared, own, graphs, weights, ofSeed, values) {
-    super(shared, own, values);
+  constructor(shared, manifest, graphs, weights, ofSeed, values) {
+    super(shared, manifest, values);
     Object.assign(this, { ...graphs, count: 0 }); // count: since Adam's averages began
-    const { experts: E, batch: T } = own;
+    const { experts: E, batch: T } = manifest;
     const { width: D, tokens } = shared.numbers;
     const start = shared.starts.findIndex(
       ([task, name]) => task === values.task && name === values.router_start,
     );
-    const state = new Float32Array(own.size);
+    const state = new Float32Array(manifest.size);
     const task = Object.keys(shared.tasks).indexOf(values.task);
-    state.set(weights.subarray(0, own.weights)); // Adam's averages and the bias begin at zero
-    const router = own.weights + start * E * D;
-    if (start >= 0) state.set(weights.subarray(router, router + E * D), own.router_at);
+    state.set(weights.subarray(0, manifest.weights)); // Adam's averages and the bias begin at zero
+    const router = manifest.weights + start * E * D;
+    if (start >= 0) state.set(weights.subarray(router, router + E * D), manifest.router_at);
     const { map } = shared.numbers;
     const at = 48 + task * (3 * tokens + map * map); // see web.manifest.seed_numbers
-    this.state = this.before = floats(state, own.size);
+    this.state = this.before = floats(state, manifest.size);
     this.prototypes = floats(ofSeed.subarray(0, 48), 24, 2);
     this.points = floats(ofSeed.slice(at, at + 2 * tokens), tokens, 2);
     this.classes = ofSeed.slice(at + 2 * tokens, at + 3 * tokens);
@@ -67,7 +67,7 @@ class Training extends History {
   }
   async points_and_classes(random) {
     if (this.drawing.length) {
-      const { batch } = this.own;
+      const { batch } = this.manifest;
       const { x, y } = this.ofDrawing(batch, random);
       return { x: floats(x, batch, 2), y: whole(y, batch) };
     }
@@ -75,9 +75,9 @@ class Training extends History {
     const isBlobs = this.shared.tasks[this.values.task].blobs;
     for (let i = 0; isBlobs && i < blob.length; i++) blob[i] = this.blob(random); // in the order of PlaneTask.batch
     (isBlobs ? fillNormal : fillEven)(drawn, random);
-    const { batch: T } = this.own;
-    const of = whole(blob, T);
-    return this.batch.run({ drawn: floats(drawn, T, 2), blob: of, prototypes: this.prototypes });
+    const { batch: T } = this.manifest;
+    const blobs = whole(blob, T);
+    return this.batch.run({ drawn: floats(drawn, T, 2), blob: blobs, prototypes: this.prototypes });
   }
   blob(random) {
     const { reach, isEven } = this;
@@ -100,7 +100,7 @@ class Training extends History {
   async train() {
     const { noise, random, shared, state, knobs } = this;
     const { seed } = this.values;
-    const { experts: E, batch: T } = this.own;
+    const { experts: E, batch: T } = this.manifest;
     const { x, y } = await this.points_and_classes(random);
     const fill = { normal: fillNormal, uniform: fillEven };
     const ofStep = this.isNoisy && randomOf(shared.numbers.noise * (seed + 1) + this.step); // as in a `Run`
@@ -122,9 +122,9 @@ class Training extends History {
   }
   /** Go back to the weights that the last step began with; Adam forgets its averages. */
   goBack() {
-    const state = new Float32Array(this.own.size);
+    const state = new Float32Array(this.manifest.size);
     const { data } = this.before;
-    const { weights, size } = this.own;
+    const { weights, size } = this.manifest;
     state.set(data.subarray(0, weights));
     state.set(data.subarray(3 * weights, size), 3 * weights);
     Object.assign(this, { state: floats(state, size), count: 0 });
@@ -132,7 +132,7 @@ class Training extends History {
     return false;
   }
   async read(muted = null) {
-    const { experts: E } = this.own;
+    const { experts: E } = this.manifest;
     const keep = new Float32Array(E).fill(1);
     if (muted !== null) keep[muted] = 0;
     const { held_out } = this.shared.numbers;
@@ -144,8 +144,8 @@ class Training extends History {
   }
   /** The load of each expert over the last steps. */
   get load() {
-    const { recent, own } = this;
-    return recent.length ? range(own.experts).map((e) => mean(recent, ({ load }) => load[e])) : null;
+    const { recent, manifest } = this;
+    return recent.length ? range(manifest.experts).map((e) => mean(recent, ({ load }) => load[e])) : null;
   }
   async measure() {
     const plain = await this.read();
@@ -169,7 +169,7 @@ const rowsOf = (data, width) => range(data.length / width).map((i) => rowOf(data
 // The header of each panel, and its arrays by slot: those of web.manifest.graph_manifest, with what has changed.
 const PANELS = {
   territory(run, { scores, probs, named }, header, slot) {
-    const { experts: E } = run.own;
+    const { experts: E } = run.manifest;
     const side = Math.sqrt(scores.length / E);
     const count = run.classes.length;
     const [x, y] = [0, 1].map((axis) => range(count).map((i) => run.points.data[2 * i + axis]));
@@ -191,15 +191,15 @@ const PANELS = {
     return { ...arrays, "1.symbol": ["u1", [count], symbol], "1.expert": ["u1", [count], expert] };
   },
   route(run, { probs, serves, named }, { marks: [mark] }) {
-    const { experts: E } = run.own;
+    const { experts: E } = run.manifest;
     const { token } = run.values;
     const label = run.classes[token];
     const place = [0, 1].map((axis) => run.points.data[2 * token + axis]);
     Object.assign(mark, { token, place, label, correct: named[token] === label });
-    const [own, weights] = [probs, serves].map((data) => rowOf(data, E, token));
-    return { "0.probs": ["f4", [E], own], "0.weights": ["f4", [E], weights] };
+    const [probabilities, weights] = [probs, serves].map((data) => rowOf(data, E, token));
+    return { "0.probs": ["f4", [E], probabilities], "0.weights": ["f4", [E], weights] };
   },
-  work: ({ own: { work } }) => ({ "0.values": ["f4", [work.length, 1], work] }),
+  work: ({ manifest: { work } }) => ({ "0.values": ["f4", [work.length, 1], work] }),
   accuracy({ drawing, shared }, { plain: { accuracy } }, header) {
     const [mark] = header.marks;
     if (drawing.length) header.title = shared.words.own.accuracy;
@@ -207,7 +207,7 @@ const PANELS = {
     return { "0.values": ["f4", [accuracy.length, 1], accuracy] };
   },
   heatmap(run, { probs, serves }) {
-    const { experts: E } = run.own;
+    const { experts: E } = run.manifest;
     const served = [...serves.keys()].filter((i) => serves[i] > 0);
     const count = served.length;
     const expert = ["u1", [count], served.map((i) => i % E)];
@@ -219,7 +219,7 @@ const PANELS = {
     };
   },
   load(run, { clean }, header, slot) {
-    const { experts: E } = run.own;
+    const { experts: E } = run.manifest;
     const load = run.load ?? clean;
     const second = run.isNoisy && run.load ? clean : null;
     const highest = Math.max(...load, ...(second ?? []), 1 / E);
@@ -228,7 +228,7 @@ const PANELS = {
     return { "0.y": ["f4", [E], load], ...(second && { "0.second": ["f4", [E], second] }) };
   },
   film(run, _, header) {
-    const { experts: E } = run.own;
+    const { experts: E } = run.manifest;
     const curve = run.curve;
     header.x.high = roomy(run.step, 200);
     header.marks.push(...run.changes.map((x) => ({ mark: "Rule", x, kind: "mark", name: "" })));
@@ -266,12 +266,12 @@ function lines(run, out) {
   const { recent } = run;
   const { numbers: sizes, words: texts } = run.shared;
   const { reading } = texts;
-  const { experts: E } = run.own;
+  const { experts: E } = run.manifest;
   const { token } = run.values;
   const guessing = Math.log(sizes.classes);
   const loss = mean(recent, ({ losses }) => losses[0]);
   const isWorse = run.step > sizes.recent && loss > 1.1 * guessing;
-  const words = describeLoad([...(run.load ?? out.clean)], run.own, run.shared);
+  const words = describeLoad([...(run.load ?? out.clean)], run.manifest, run.shared);
   const [logits, probs, serves] = [out.logits, out.probs, out.serves].map((data) => rowOf(data, E, token));
   const order = range(E)
     .sort((one, other) => probs[other] - probs[one])
@@ -288,12 +288,14 @@ function lines(run, out) {
   const worse = isWorse ? filled(reading.worse, { guessing: guessing.toFixed(2) }) : "";
   const { length } = run.drawing;
   const isOne = new Set(run.drawing.map((each) => each.label)).size === 1;
-  const own = length ? filled(reading.own, { points: length }) + (isOne ? reading["one class"] : "") : "";
+  const ofDrawing = length
+    ? filled(reading.own, { points: length }) + (isOne ? reading["one class"] : "")
+    : "";
   const hint = !length && run.values.pen !== "off" ? reading.draw : "";
-  const of = { expert: muted(run), with_it, without, points: sizes.measured };
-  const lost = muted(run) === null ? "" : filled(reading.muted, of);
+  const values = { expert: muted(run), with_it, without, points: sizes.measured };
+  const lost = muted(run) === null ? "" : filled(reading.muted, values);
   return {
-    words: words + worse + own + hint,
+    words: words + worse + ofDrawing + hint,
     reading: filled(reading.token, { token, x, y, label, verdict, read, served }) + lost,
   };
 }
@@ -301,7 +303,7 @@ const muted = ({ values: { mute } }) => (mute === "none" ? null : Number(mute.sl
 
 async function open(values, name) {
   const { num_experts: E, top_k: K, d_ff: F, task, seed } = values;
-  const [shared, own, stepping, reading, batch, weights, ofSeed] = await Promise.all([
+  const [shared, manifest, stepping, reading, batch, weights, ofSeed] = await Promise.all([
     json("manifest.json"),
     json(`${name}.json`),
     graph(`${name}.step.z`),
@@ -310,6 +312,6 @@ async function open(values, name) {
     numbers(`start-${E}-${K}-${F}-${seed}.z`),
     numbers(`seed-${seed}.z`),
   ]);
-  return new Training(shared, own, { stepping, reading, batch }, weights, ofSeed, values);
+  return new Training(shared, manifest, { stepping, reading, batch }, weights, ofSeed, values);
 }
 serve(open, "task", "points");

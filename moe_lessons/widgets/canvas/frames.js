@@ -174,8 +174,8 @@ function showCards({ cards, panels }) {
 function showWords(view, now) {
   const { parts, words } = view;
   for (const name of ["trouble", "words", "reading"]) say(parts[name], words[name] ?? "");
-  if (words.state === "training" && now - view.told < STATUS) return;
-  view.told = now;
+  if (words.state === "training" && now - view.statusAt < STATUS) return;
+  view.statusAt = now;
   say(parts.status, status(view));
 }
 

@@ -34,7 +34,7 @@ export function stopsOf(card) {
  * @param {Mark} mark any
  * @returns {boolean} whether it is a line that is named at its end
  */
-const isTold = ({ mark, name, model, x }) =>
+const isNamedLine = ({ mark, name, model, x }) =>
   mark === "Line" && Boolean(name) && isNumber(model) && x.length > 0;
 const MOST_NAMES = 6; // more of them, beside the ends of lines, would not be read: then those that end alone are named
 const LONE = 0.15; // of the range of all ends
@@ -44,11 +44,11 @@ const LONE = 0.15; // of the range of all ends
  * @returns {Mark[]} the lines that are named beside their ends
  */
 export function namedLines(marks) {
-  const told = marks.filter(isTold);
-  if (told.length <= MOST_NAMES) return told;
-  const ends = told.map(({ y }) => y.at(-1));
+  const lines = marks.filter(isNamedLine);
+  if (lines.length <= MOST_NAMES) return lines;
+  const ends = lines.map(({ y }) => y.at(-1));
   const apart = LONE * (Math.max(...ends) - Math.min(...ends));
-  return told.filter((_, i) => ends.filter((end) => Math.abs(end - ends[i]) <= apart).length === 1);
+  return lines.filter((_, i) => ends.filter((end) => Math.abs(end - ends[i]) <= apart).length === 1);
 }
 
 const circle = (x, y, radius) => {
@@ -135,11 +135,11 @@ function stopsOfStack(card, { x, y }) {
   const [, count] = y.shape;
   const { label, link } = card.xAxis;
   const share = card.yAxis.label || "share of assignments";
-  const of = (i) => [i % steps, count - 1 - Math.floor(i / steps)]; // a row for each expert, the last one on top
+  const stepAndExpert = (i) => [i % steps, count - 1 - Math.floor(i / steps)]; // a row for each expert, the last one on top
   const under = (step, expert) =>
     y.subarray(step * count, step * count + expert).reduce((sum, part) => sum + part, 0);
   const place = (i) => {
-    const [step, expert] = of(i);
+    const [step, expert] = stepAndExpert(i);
     return [card.x(x[step]), card.y((under(step, expert) + under(step, expert + 1)) / 2)];
   };
   const at = (px, py) => {
@@ -148,7 +148,7 @@ function stopsOfStack(card, { x, y }) {
     return Math.min(above, count - 1) * steps + step;
   };
   const tell = (i) => {
-    const [step, expert] = of(i);
+    const [step, expert] = stepAndExpert(i);
     const row = [expert, `E${expert}, ${share}`, percent(y[step * count + expert])];
     return { expert, title: `${label || link} ${short(x[step])}`, rows: [row], link, value: x[step] };
   };
@@ -361,8 +361,8 @@ function writeInBox({ pen, view }, { fill, texts, strong }, { x, y, wide }, grou
 }
 
 function stopsOfBoxes(card, { places, texts, expert, token, says }) {
-  const told = range(texts.length).filter((i) => expert[i] >= 0 || token[i] >= 0);
-  const parts = told.map((i) => ({ ...boxAt(card, places, i), i }));
+  const linked = range(texts.length).filter((i) => expert[i] >= 0 || token[i] >= 0);
+  const parts = linked.map((i) => ({ ...boxAt(card, places, i), i }));
   const at = (px, py) =>
     parts.findIndex(({ x, y, wide, high }) => 2 * Math.abs(x - px) < wide && 2 * Math.abs(y - py) < high);
   const tell = (part) => {

@@ -14,7 +14,7 @@ import { wait } from "./controls.js";
 /** @typedef {import("./cards.js").Chart} Chart  A panel with axes. */
 
 const MOST_LINES = 6; // of several curves in a tip: those nearest to the pointer
-const MOST_TOLD = 40; // stops that the words for a picture name
+const MOST_SPOKEN = 40; // stops that the words for a picture name
 const ROOF = 90; // pixels: what JupyterLab's own bars take of the window; a tip lies under them
 const NAMES = { expert: "expert", model: "model", token: "byte" }; // of what an element may be named for
 const PICKED = ["token", "layer", "model", "place"];
@@ -135,10 +135,10 @@ export function spoken({ title, rows }) {
  */
 function hitAt({ card, x, y, stop }) {
   const { model } = card.header;
-  const own = isNumber(model) ? { model } : {};
-  const told = isInside(card.box, x, y) ? toldAt(card, x, y, stop) : [];
-  if (told.length) return { ...own, ...merged(told) };
-  return isNumber(model) ? own : null;
+  const link = isNumber(model) ? { model } : {};
+  const found = isInside(card.box, x, y) ? marksAt(card, x, y, stop) : [];
+  if (found.length) return { ...link, ...merged(found) };
+  return isNumber(model) ? link : null;
 }
 
 function isInside({ left, top, width, height }, x, y) {
@@ -146,18 +146,18 @@ function isInside({ left, top, width, height }, x, y) {
 }
 
 // What each mark says of the place, or the uppermost of its stop; away: how far it is from there, in pixels.
-function toldAt(card, x, y, stop) {
+function marksAt(card, x, y, stop) {
   const found = stopsOf(card).map((stops) => ({ stops, place: stops.at(x, y) }));
   if (stop !== undefined) found.at(-1).place = stop; // what has no height lies where its neighbour does
   const near = found.filter(({ place }) => place >= 0);
   return near.map(({ stops, place }, order) => ({ away: 0, order, ...stops.tell(place, x, y) }));
 }
 
-function merged(told) {
-  const near = [...told].sort((one, other) => other.away - one.away).slice(-MOST_LINES); // the nearest last
+function merged(hits) {
+  const near = [...hits].sort((one, other) => other.away - one.away).slice(-MOST_LINES); // the nearest last
   const { away, order, ...found } = Object.assign({}, ...near);
   near.sort((one, other) => one.order - other.order);
-  const more = told.length - near.length;
+  const more = hits.length - near.length;
   const rows = near.flatMap((one) => one.rows);
   return { ...found, rows: more ? [...rows, [null, `and ${more} more`, ""]] : rows };
 }
@@ -178,8 +178,8 @@ function wordsOf(card, stops) {
   if (!stops) return "0 values";
   const { columns, count, place, isHistory, noun } = stops;
   if (noun) return `${count} ${noun}`;
-  const told = range(count).filter((i) => !isHistory || i % columns === columns - 1);
-  const places = told.length > MOST_TOLD ? [] : told.map((stop) => [stop, ...place(stop)]);
+  const spots = range(count).filter((i) => !isHistory || i % columns === columns - 1);
+  const places = spots.length > MOST_SPOKEN ? [] : spots.map((stop) => [stop, ...place(stop)]);
   const hits = places.map(([stop, x, y]) => hitAt({ card, x, y, stop })).filter((hit) => hit?.rows);
   return hits.map(spoken).join("; ") || `${count} values`;
 }
