@@ -6,6 +6,7 @@ are skipped, and without npm the look at the JavaScript; with MOE_LESSONS_REQUIR
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -68,6 +69,7 @@ def stage(name: str) -> bool:
 
 
 def main(names: list[str]) -> int:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell would ignore it
     names = [*QUICK, *(name for name in STAGES if name not in QUICK)] if names == ["all"] else names or QUICK
     if unknown := set(names) - {"format", *STAGES}:
         sys.exit(f"no stage {', '.join(unknown)}; there are: all, format, {', '.join(STAGES)}")

@@ -32,7 +32,8 @@ def node(tmp_path):
         read = 'import { readFileSync } from "node:fs";\nconst given = JSON.parse(readFileSync("given.json"));\n'
         (tmp_path / "run.js").write_text(read + program)
         try:
-            ran = subprocess.run(["node", "run.js"], cwd=tmp_path, capture_output=True, text=True, check=True)
+            limits = {"check": True, "timeout": 60}
+            ran = subprocess.run(["node", "run.js"], cwd=tmp_path, capture_output=True, text=True, **limits)
         except FileNotFoundError:
             skip("there is no node")
         return json.loads(ran.stdout)

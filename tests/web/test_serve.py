@@ -1,7 +1,6 @@
 """The server of the site on this machine: the files of one folder, and of nothing else."""
 
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -28,13 +27,15 @@ def site(tmp_path):
 
 @pytest.fixture
 def served(site):
-    """The port at which the command serves it; at the end it is interrupted, and ends in peace."""
+    """The port at which the command serves it, until it is terminated."""
     command = [sys.executable, "-m", "web.serve", str(site), "--no-browser", "--port=0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/ \(Ctrl-C ends it\)\n", process.stdout.readline())
-        yield int(found[1])
-        process.send_signal(signal.SIGINT)
-        assert "Traceback" not in process.communicate(timeout=20)[1] and process.returncode == 0
+        try:
+            found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/ \(Ctrl-C ends it\)\n", process.stdout.readline())
+            yield int(found[1])
+        finally:
+            process.terminate()
+            assert "Traceback" not in process.communicate(timeout=20)[1]
 
 
 def test_it_serves_files_and_parts_of_them_and_nothing_outside_its_folder(served):

@@ -42,14 +42,15 @@ def site(tmp_path_factory, runtime):
         (course / path).symlink_to(ROOT / path, target_is_directory=True)
     git = ["git", "-C", str(course), "-c", "user.name=a", "-c", "user.email=a@b.c"]
     for command in ("init -q", "add .", "commit -q -m clean"):
-        subprocess.run([*git, *command.split()], check=True)
+        subprocess.run([*git, *command.split()], check=True, timeout=60)
     path = course / "notebooks" / RUN
     lesson = nbformat.read(path, 4)
     NotebookClient(lesson, timeout=300, kernel_name="python3", resources={"metadata": {"path": path.parent}}).execute()
     assert "widgets" in lesson.metadata
     nbformat.write(lesson, path)
     command = [sys.executable, "-m", "web.build", str(folder), "few"]
-    made = subprocess.run(command, capture_output=True, text=True, cwd=course, env=os.environ | {"PYTHONPATH": "."})
+    where = {"cwd": course, "env": os.environ | {"PYTHONPATH": "."}}
+    made = subprocess.run(command, capture_output=True, text=True, timeout=1500, **where)
     assert made.returncode == 0, made.stdout + made.stderr
     assert f"{RUN} was run since" in made.stderr and "graphs, of which" in made.stdout
     return folder
