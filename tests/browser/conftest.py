@@ -1,242 +1,12 @@
-"""A real JupyterLab, opened in a real Chromium.
-One server and one browser serve all tests. The server works on a copy of the lessons, in folders of its own. To load
-JupyterLab takes longer than most tests, so a page that a test file leaves shows the notebooks of the next; `fresh=True`
-loads one."""
+"""One JupyterLab and one Chromium serve all tests. To load JupyterLab takes longer than most tests, so a page that a
+test file leaves shows the notebooks of the next."""
 
-import ast
 import contextlib
-import json
-import os
-import re
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.request
-from pathlib import Path
 
-import nbformat
 import pytest
 from playwright.sync_api import Error
 
-from tools.render import KERNEL
-
-collect_ignore = ["measure.py"]  # a program, no test
-
-ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 60_000  # milliseconds; only what hangs waits so long
-VIEWPORT = {"width": 1280, "height": 900}
-# Where a kernel has ports, another program may take one before it does, and ipykernel then hangs: so it has files.
-CONFIG = {"LabApp": {"expose_app_in_browser": True}, "KernelManager": {"transport": "ipc"}}  # with `jupyterapp`
-THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
-
-# In a page of JupyterLab that is there: close what it shows, and open a notebook.
-CLOSE = "() => [...jupyterapp.shell.widgets('main')].forEach((widget) => widget.dispose())"
-OPEN = """async (path) => {
-    const panel = await jupyterapp.commands.execute('docmanager:open', { path });
-    await panel.context.ready;
-    await panel.sessionContext.ready;
-}"""
-
-# How many pixels of a canvas have this colour.
-COUNT = """(canvas, [r, g, b]) => {
-    const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
-    let found = 0;
-    for (let i = 0; i < data.length; i += 4) found += data[i] === r && data[i + 1] === g && data[i + 2] === b;
-    return found;
-}"""
-
-
-class LabServer:
-    """`python -m moe_lessons lab` on a copy of the lessons, with its own settings, both inside `folder`."""
-
-    def __init__(self, folder: Path):
-        self.root, self.home = folder / "course", folder / "jupyter"
-        shutil.copytree(ROOT / "notebooks", self.root / "notebooks")
-        self.settings = self.home / "settings" / "@jupyterlab" / "apputils-extension"
-        self.settings.mkdir(parents=True)
-        own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTERLAB_SETTINGS_DIR": "settings",
-               "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython"}  # fmt: skip
-        (self.home / "config").mkdir()
-        (self.home / "config" / "jupyter_lab_config.json").write_text(json.dumps(CONFIG))
-        environment = os.environ | {name: str(self.home / place) for name, place in own.items()}
-        self.runtime = tempfile.TemporaryDirectory()  # the address of a kernel, a path in it, must be short
-        environment["JUPYTER_RUNTIME_DIR"] = self.runtime.name
-        environment |= {"JUPYTER_PREFER_ENV_PATH": "1", "MOE_LESSONS_STATIC": ""}  # the kernel of this environment
-        environment["MOE_LESSONS_PROGRESS"] = str(self.home / "progress.json")
-        environment["JUPYTER_PORT"] = str(free_port())  # servers that start at once: no same one
-        command = [sys.executable, "-m", "moe_lessons", "lab", "--no-browser"]
-        log = self.home / "server.log"
-        with log.open("w") as output:
-            self.process = subprocess.Popen(command, cwd=self.root, env=environment, stdout=output, stderr=output)
-        deadline = time.monotonic() + PATIENCE / 1000
-        while not (printed := re.search(r"(http://127\S+?)(/\S*)token=(\S+)", log.read_text())):
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.close()
-                raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()}")
-            time.sleep(0.1)
-        self.first_page = printed.group()
-        self.address, _, self.token = printed.groups()
-
-    def request(self, method: str, path: str):
-        headers = {"Authorization": f"token {self.token}"}
-        request = urllib.request.Request(f"{self.address}/{path}", method=method, headers=headers)
-        with urllib.request.urlopen(request, timeout=10) as response:
-            return json.loads(response.read() or "null")
-
-    def write(self, name: str, *sources: str) -> None:
-        """Put a notebook of code cells beside the lessons."""
-        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-        book.metadata["kernelspec"] = KERNEL
-        nbformat.write(book, self.root / "notebooks" / name)
-
-    def set_theme(self, theme: str) -> None:
-        """Choose the theme, 'light' or 'dark', of pages that are opened from now on."""
-        (self.settings / "themes.jupyterlab-settings").write_text(json.dumps({"theme": THEMES[theme]}))
-
-    def end_kernels(self, name: str = "") -> None:
-        """End the kernel of the notebook with this name, or all."""
-        for session in self.request("GET", "api/sessions"):
-            if session["path"].endswith(name):
-                self.request("DELETE", f"api/sessions/{session['id']}")
-
-    def ask(self, name: str, expression: str):
-        """Return the value of an expression, such as a tuple of numbers, in the kernel of an open notebook; its page
-        has no part in it."""
-        from jupyter_client import BlockingKernelClient
-
-        (kernel,) = (s["kernel"]["id"] for s in self.request("GET", "api/sessions") if s["path"].endswith(name))
-        client = BlockingKernelClient()
-        client.load_connection_file(f"{self.runtime.name}/kernel-{kernel}.json")
-        client.start_channels(iopub=False, hb=False)
-        try:
-            reply = client.execute("", silent=True, user_expressions={"it": expression}, reply=True, timeout=30)
-        finally:
-            client.stop_channels()
-        return ast.literal_eval(reply["content"]["user_expressions"]["it"]["data"]["text/plain"])
-
-    def close(self) -> None:
-        self.process.terminate()  # it ends its kernels, too
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on; the system gives each caller another."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-class NotebookPage:
-    """One notebook, open in one browser page; `errors` collects what the page's console complains of."""
-
-    def __init__(self, page):
-        self.page = page
-        self.errors: list[str] = []
-        page.set_default_timeout(PATIENCE)
-        page.on("console", lambda message: self.errors.extend([message.text] * (message.type == "error")))
-        page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
-
-    def open(self, server: LabServer, name: str) -> None:
-        """Open a notebook of the course, without the layout of an earlier visit."""
-        self.page.goto(f"{server.address}/doc/tree/notebooks/{name}?token={server.token}&reset")
-        self.page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for()
-        self.wait_idle()
-
-    def open_here(self, name: str, theme: str) -> None:
-        """Open a notebook in a page that shows none."""
-        self.page.set_viewport_size(VIEWPORT)
-        self.set_theme(theme)
-        self.errors.clear()
-        self.page.evaluate(OPEN, f"notebooks/{name}")
-        self.page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for()
-        self.wait_idle()
-
-    def set_theme(self, theme: str) -> None:
-        """Make the page 'light' or 'dark'."""
-        self.page.emulate_media(color_scheme=theme)
-        self.page.evaluate("(theme) => jupyterapp.commands.execute('apputils:change-theme', { theme })", THEMES[theme])
-        self.page.locator(f"body[data-jp-theme-light={str(theme == 'light').lower()}]").wait_for(state="attached")
-
-    def leave(self) -> None:
-        """Close the notebook, without a word; the page stays."""
-        self.page.set_default_timeout(PATIENCE)
-        self.page.evaluate(CLOSE)
-        self.page.locator(".jp-NotebookPanel").first.wait_for(state="detached")
-
-    def wait_idle(self) -> None:
-        """Wait until the status bar says that the kernel is idle: the notebook says so before there is one."""
-        try:
-            self.page.locator(".jp-StatusBar-TextItem", has_text="| Idle").first.wait_for()
-        except Error as error:
-            bars = self.page.locator(".jp-StatusBar-TextItem, .jp-Dialog").all_inner_texts()
-            raise Error(f"the page says {bars}, its console {self.errors}") from error
-
-    def menu(self, menu: str, command: str) -> None:
-        """Choose the item with this command id from one of the menus at the top."""
-        self.page.locator(".lm-MenuBar-item", has_text=re.compile(f"^{menu}$")).click()
-        self.page.locator(f'.lm-Menu li[data-command="{command}"]').click()
-
-    def run_all(self, wait: bool = True) -> None:
-        """Choose Run > Run All Cells, and wait until each cell has its number."""
-        self.menu("Run", "runmenu:run-all")
-        if wait:
-            self.wait_executed()
-
-    def wait_executed(self) -> None:
-        """Wait until each cell has its number. Fail where one stops with an error: those below it then do not run."""
-        ended = r"""() => {
-            const cells = [...document.querySelectorAll('.jp-CodeCell')]
-                .filter(cell => cell.querySelector('.cm-content')?.textContent.trim());
-            const prompts = cells.map(cell => cell.querySelector('.jp-InputPrompt').textContent);
-            const error = [...document.querySelectorAll('[data-mime-type$="jupyter.stderr"]')]
-                .find(output => output.textContent.includes('Traceback'));
-            return prompts.length > 0 && prompts.every(prompt => /\[\d+\]/.test(prompt)) ? 'well'
-                : error && !prompts.some(prompt => prompt.includes('*')) ? error.textContent : '';
-        }"""
-        how = self.page.wait_for_function(ended, polling=100, timeout=3 * PATIENCE).json_value()
-        assert how == "well", how
-        self.wait_idle()
-
-    def run_cell(self, place: int, wait: bool = True) -> str:
-        """Run one cell; return what it prints."""
-        cell = self.page.locator(".jp-CodeCell").nth(place)
-        cell.evaluate("cell => cell.scrollIntoView()")
-        prompt = cell.locator(".jp-InputPrompt")
-        before = prompt.text_content()
-        cell.locator(".cm-content").click()
-        self.page.keyboard.press("Control+Enter")
-        for _ in range(600 if wait else 0):
-            if (now := prompt.text_content()) != before and any(map(str.isdigit, now)):
-                break
-            self.page.wait_for_timeout(50)
-        return " ".join(cell.locator(".jp-OutputArea-output").all_text_contents())
-
-    def interrupt(self) -> None:
-        self.menu("Kernel", "kernelmenu:interrupt")
-
-    def restart(self) -> None:
-        """Choose Kernel > Restart Kernel, confirm it, and wait for the new kernel."""
-        self.menu("Kernel", "kernelmenu:restart")
-        self.page.locator(".jp-Dialog .jp-mod-accept").click()
-        self.page.locator(".jp-Dialog").wait_for(state="detached")
-        old = self.page.locator(".jp-StatusBar-TextItem", has_text="| Idle").first
-        with contextlib.suppress(Exception):  # the old kernel's Idle goes away, unless the restart was very quick
-            old.wait_for(state="hidden", timeout=5000)
-        self.wait_idle()
-        self.page.wait_for_timeout(500)
-
-    def cell_errors(self) -> list[str]:
-        """The error outputs and stderr texts in the notebook, and the widgets that could not be drawn."""
-        texts = ['[data-mime-type$="jupyter.error"]', '[data-mime-type$="jupyter.stderr"]']
-        bad = [*texts, ".jupyter-widgets-error-widget"]
-        return self.page.locator(", ".join(bad)).all_inner_texts()
+from tests.jupyterlab import VIEWPORT, LabServer, NotebookPage, View
 
 
 class Notebooks:
@@ -245,22 +15,14 @@ class Notebooks:
     def __init__(self, lab: LabServer, browser, idle: list[NotebookPage]):
         self.lab, self.browser, self.idle, self.opened = lab, browser, idle, []
 
-    def __call__(self, name: str, *sources: str, theme: str = "light", fresh: bool = False) -> NotebookPage:
+    def __call__(self, name: str, *sources: str) -> NotebookPage:
         self.lab.end_kernels(name)  # a test that failed may have left it, busy for ever
         if sources:
             self.lab.write(name, *sources)
-        here = bool(self.idle) and not fresh
-        if here:
-            notebook = self.idle.pop()
-        else:
-            self.lab.set_theme(theme)
-            notebook = NotebookPage(self.browser.new_context(viewport=VIEWPORT, color_scheme=theme).new_page())
-        try:
-            notebook.open_here(name, theme) if here else notebook.open(self.lab, name)
-        except Error:
-            notebook.page.context.close()  # it is not used again
-            raise
+        is_here = bool(self.idle)
+        notebook = self.idle.pop() if is_here else NotebookPage(self.browser.new_context(viewport=VIEWPORT).new_page())
         self.opened.append(notebook)
+        notebook.open_here(name) if is_here else notebook.open(self.lab, name)
         return notebook
 
     def close(self) -> None:
@@ -268,94 +30,12 @@ class Notebooks:
         while self.opened:
             notebook = self.opened.pop()
             try:
+                notebook.set_theme("light")
                 notebook.leave()
                 self.idle.append(notebook)
             except Error:  # it crashed, or shows something else
                 notebook.page.context.close()
         self.lab.end_kernels()
-
-
-class View:
-    """One live view on the page, by its place among them."""
-
-    def __init__(self, page, place: int = 0):
-        self.page = page
-        self.view = page.locator(".moe-view:has(.moe-canvas)").nth(place)
-        self.canvas = self.view.locator(".moe-canvas")
-        self.canvas.wait_for(state="attached")
-        self.wait_for(self.is_drawn)
-
-    def is_drawn(self) -> bool:
-        """Tell whether it has its pictures. It is drawn where it is seen, and JupyterLab may scroll to another cell."""
-        self.view.evaluate("view => view.scrollIntoView()")
-        return self.view.locator("canvas, table").first.is_visible()
-
-    @property
-    def step(self) -> int:
-        return int(self.canvas.get_attribute("data-step") or 0)
-
-    @property
-    def picture(self) -> int:
-        """A number that changes with the pixels of any panel."""
-        return self.canvas.evaluate(
-            """root => [...root.querySelectorAll('canvas')].map(canvas => canvas.toDataURL()).join()
-                .split('').reduce((hash, sign) => (31 * hash + sign.charCodeAt()) | 0, 0)"""
-        )
-
-    def panel(self, title: str):
-        """The picture under a title that has these words."""
-        return self.view.locator("figure", has=self.page.locator("b", has_text=title)).locator("canvas")
-
-    def point(self, title: str, across: float, down: float, click: bool = False) -> None:
-        """Move the pointer to a place of a picture, in parts of its width and height."""
-        self.panel(title).scroll_into_view_if_needed()
-        box, mouse = self.panel(title).bounding_box(), self.page.mouse
-        where = box["x"] + across * box["width"], box["y"] + down * box["height"]
-        mouse.click(*where) if click else mouse.move(*where)
-
-    def chip(self, expert: int):
-        """The button with the name of an expert, over the pictures."""
-        return self.view.locator(".moe-chips button").nth(expert)
-
-    def in_colour(self, expert: int, *titles: str) -> list[int]:
-        """Count the pixels of each of these pictures that have the full colour of an expert."""
-        style = self.chip(expert).locator("i").evaluate("chip => getComputedStyle(chip).backgroundColor")
-        color = [int(part) for part in re.findall(r"\d+", style)]
-        return [self.pixels(title, color) for title in titles]
-
-    def pixels(self, title: str, color: list[int]) -> int:
-        """Count the pixels of a picture that have this colour."""
-        return self.panel(title).evaluate(COUNT, color)
-
-    def button(self, name: str):
-        return self.view.locator("button", has_text=re.compile(f"^{re.escape(name)}$"))
-
-    def slider(self, name: str):
-        return self.view.locator(".widget-slider, .widget-hslider", has_text=name)
-
-    def handle(self, name: str):
-        return self.slider(name).get_by_role("slider")
-
-    def value(self, name: str) -> str:
-        return self.slider(name).locator(".widget-readout").inner_text()
-
-    def wait_step(self, at_least: int, at_most: int = 10**9) -> None:
-        self.wait_for(lambda: at_least <= self.step <= at_most)
-
-    def wait_for(self, condition, seconds: float = 30) -> None:
-        """Wait until `condition()`."""
-        for _ in range(int(seconds / 0.05)):
-            if condition():
-                return
-            self.page.wait_for_timeout(50)
-        pytest.fail(f"waited {seconds} seconds in vain; the view says: {self.view.inner_text()}")
-
-    def pause(self) -> int:
-        if self.button("Pause").count():
-            self.button("Pause").click()
-        self.button("Play").wait_for()
-        self.wait_for(lambda: "paused" in self.view.locator(".moe-status").inner_text())  # the button is quicker
-        return self.step
 
 
 @pytest.fixture(scope="session")
@@ -379,8 +59,8 @@ def idle_pages() -> list[NotebookPage]:
 
 @pytest.fixture(scope="module")
 def open_notebook(lab, browser, idle_pages):
-    """open_notebook(name): a notebook of the course, in a page that was left or in a fresh one; open_notebook(name,
-    *cells): one of these cells. All notebooks and kernels of a test file end with it, or by open_notebook.close()."""
+    """open_notebook(name): a notebook of the course; open_notebook(name, *cells): one of these cells. All notebooks and
+    kernels of a test file end with it, or by open_notebook.close()."""
     for file in lab.home.glob("progress*"):  # what other test files have answered
         file.unlink()
     with contextlib.closing(Notebooks(lab, browser, idle_pages)) as notebooks:

@@ -1,4 +1,4 @@
-"""Every control of every lesson, moved by the mouse and by a key, in a real browser.
+"""The printed address opens the first lesson, and every control of every lesson is moved by the mouse and by a key.
 Of a lesson only the cells run that show something to operate, and those that they need; all run under nbval."""
 
 import re
@@ -8,6 +8,7 @@ import nbformat
 import pytest
 
 from tests.cells import needed
+from tests.jupyterlab import PATIENCE
 
 BOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("[0-9]*.ipynb"))
 VIEW = re.compile(r"\b(\w+(Lab|View|Map)|Playground|LiveRun|\w+Calculator|\w*Prediction|Quiz|Interview|CoursePage)\(")
@@ -76,4 +77,17 @@ def test_each_control_moves_by_mouse_and_by_key(lesson):
     lesson.page.wait_for_timeout(500)
     lesson.wait_idle()
     assert set(moved) & {"radio", "choice"} and min(moved.values()) > 0, moved
-    assert lesson.cell_errors() == [] and lesson.errors == []
+    assert lesson.wrong() == []
+
+
+def test_the_printed_address_opens_the_first_lesson_and_asks_no_other_host(lab, browser):
+    page, asked = browser.new_page(), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(lab.first_page)
+    page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for(timeout=PATIENCE)
+    assert "00_welcome" in page.title()
+    page.locator(".jp-StatusBar-TextItem", has_text="| Idle").first.wait_for(timeout=PATIENCE)
+    page.wait_for_timeout(1000)  # a question about news or updates would come up by now
+    assert page.locator(".Toastify__toast, .jp-Dialog").all_inner_texts() == []
+    assert [url for url in asked if not url.startswith((lab.address, "data:", "blob:"))] == []
+    page.close()
