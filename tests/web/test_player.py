@@ -52,31 +52,29 @@ def step_of(page) -> int:
     return int(page.locator(".moe-canvas").get_attribute("data-step"))
 
 
-def test_it_starts_at_its_last_picture_and_says_that_it_is_a_recording(opened, violations):
+def test_it_stands_at_its_last_picture_says_that_it_is_a_recording_and_can_be_pointed_at(opened, violations):
     page = opened(NAME)
-    assert step_of(page) == LAST and page.get_by_role("button", name="Play", exact=True).is_visible()
-    said = page.locator(".moe-about").inner_text()
-    assert said.startswith(f"A recording of a real run: BalancingLab(play={LAST}) of lesson 08")
-    assert f" {NAME} with moe_lessons" in said and said.count(".\n") == 0
     page.wait_for_timeout(400)
-    assert step_of(page) == LAST, "it does not start by itself"
+    assert step_of(page) == LAST and page.get_by_role("button", name="Play", exact=True).is_visible()
+    assert page.locator(".moe-about").inner_text().startswith("A recording of a real run: BalancingLab")
     assert violations(page) == []
+    page.locator(".moe-chips button").nth(2).hover()
+    page.wait_for_function("() => document.querySelectorAll('.moe-chips .moe-back').length === 7")
+    page.locator("figure", has=page.locator("b", has_text="auxiliary loss")).locator("canvas").last.hover()
+    assert "step" in page.locator(".moe-tip").inner_text()
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_one_can_go_through_it_by_hand_and_play_it(opened, width):
-    page = opened(NAME, viewport={"width": width, "height": 900})
+def test_one_can_go_through_it_by_hand_and_play_it(opened):
+    page = opened(NAME, viewport={"width": 390, "height": 900})
     bar = page.get_by_role("slider", name="Step")
-    bar.focus()
-    page.keyboard.press("Home")
-    assert (step_of(page), bar.get_attribute("aria-valuetext")) == (0, "0")
+    bar.press("Home")
     words = page.locator(".moe-words").inner_text()
+    assert step_of(page) == 0
     page.keyboard.press("ArrowRight")
     assert step_of(page) == 1 and bar.get_attribute("aria-valuetext") == "1"
     box = bar.bounding_box()
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    middle = step_of(page)
-    assert 0.1 * LAST < middle < 0.9 * LAST and page.locator(".moe-words").inner_text() != words
+    assert 1 < step_of(page) < LAST and page.locator(".moe-words").inner_text() != words
     page.keyboard.press("End")
     assert step_of(page) == LAST
     page.get_by_role("button", name="Play", exact=True).click()
@@ -88,15 +86,6 @@ def test_one_can_go_through_it_by_hand_and_play_it(opened, width):
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_pointing_works_as_in_the_live_view(opened):
-    page = opened(NAME)
-    page.locator(".moe-chips button").nth(2).hover()
-    page.wait_for_function("() => document.querySelectorAll('.moe-chips .moe-back').length === 7")
-    recording = page.locator("figure", has=page.locator("b", has_text="auxiliary loss")).locator("canvas").last
-    recording.hover()
-    assert "step" in page.locator(".moe-tip").inner_text()
-
-
 def test_another_recording_is_opened_by_its_address_and_a_single_picture_has_no_bar(opened):
     page = opened(NAME)
     page.evaluate("location.hash = '#02-Picture'")
@@ -106,11 +95,6 @@ def test_another_recording_is_opened_by_its_address_and_a_single_picture_has_no_
 
 
 def test_what_cannot_be_played_gets_one_sentence(opened):
-    again = "Reload the page to try again."
-    said = {
-        name: opened(name).locator(".moe-said").inner_text() for name in ("gone", "cut", "short", "other", "", "../x")
-    }
-    assert said["gone"] == f"recordings/gone.z did not arrive (404). {again}"
-    assert all(said[name] == f"recordings/{name}.z is damaged. {again}" for name in ("cut", "short", "other"))
-    assert said[""] == f"The name of a recording must have letters, digits and -, got none. {again}"
-    assert said["../x"].startswith("The name of a recording must have letters, digits and -, got ../x.")
+    said = {name: opened(name).locator(".moe-said").inner_text() for name in ("gone", "cut", "short", "other", "../x")}
+    assert "recordings/gone.z did not arrive (404)" in said["gone"] and "got ../x" in said["../x"]
+    assert all(f"recordings/{name}.z is damaged." in said[name] for name in ("cut", "short", "other"))

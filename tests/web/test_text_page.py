@@ -1,21 +1,17 @@
 """What the page reads a text with is the language model itself: its graph, run by onnxruntime, beside PyTorch."""
 
 import gzip
-import json
-import re
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from moe_lessons.plots.marks import encode_panel
 from moe_lessons.tasks import encode as to_bytes
 from moe_lessons.tasks import make_text
-from moe_lessons.tasks.text import REAL_TEXTS
 from web import text_model
 from web.graphs import export_text
-from web.text_model import PATH, WINDOW, new_model, stored_models, stored_weights, text_manifest, text_panels
+from web.text_model import PATH, WINDOW, new_model, stored_models, stored_weights
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra site")
 
@@ -70,12 +66,7 @@ def test_the_control_is_the_same_model_before_its_first_step_and_all_of_it_is_sm
     assert PATH.stat().st_size + len(gzip.compress(graph.model)) < 1_500_000
 
 
-VISITORS = [
-    "Hello, how are you today? I would like to know what this model says.",
-    "A mixture of experts has many small networks and a router.",
-    "My sister bought three books and gave one of them to her friend.",
-    "It was raining when we left the station, so we took a taxi home.",
-]
+VISITORS = ["Hello, how are you today?", "It was raining when we left the station, so we took a taxi home."]
 
 
 @pytest.mark.parametrize("text", [*VISITORS, *text_model.EXAMPLES.values()])
@@ -95,20 +86,3 @@ def test_one_command_trains_it_and_keeps_both(tmp_path, capsys):
     assert torch.equal(untrained, stored_weights()[1]) and not torch.equal(trained, untrained)
     learned, kept = (float(line.split()[-1]) for line in capsys.readouterr().out.splitlines())
     assert kept == pytest.approx(learned, abs=0.01) and learned < 3  # from 5.55; float16 keeps the weights
-
-
-def test_the_page_gets_the_panels_of_python_with_what_to_fill_in():
-    made = json.loads(json.dumps(text_manifest()))
-    assert "350,144 parameters" in made["words"]["model"] and "3,000 steps of 32 × 64 bytes" in made["words"]["model"]
-    seen = "".join(read() for read in REAL_TEXTS.values())
-    assert all(0 < len(text.encode()) <= WINDOW and text not in seen for text in made["examples"].values())
-    text = made["examples"]["code"]
-    panels = text_panels(stored_models(), text, layer=2, token=9)
-    assert [len(panel["marks"]) for panel in made["panels"]] == [len(panel.marks) for panel in panels]
-    boxes = encode_panel(panels[-1], 5)[0]["marks"][-1]
-    assert len(boxes["texts"]) == len(made["recipes"])
-    for text, recipe in zip(boxes["texts"], made["recipes"]):  # what is filled in are numbers and the sum
-        patterns = [re.escape(one).replace(r"\{sum\}", ".*") for one in recipe]
-        patterns = [re.sub(r"\\\{\w+\\ \d+\\\}", r"−?[\\d.]+", one) for one in patterns]
-        assert any(re.fullmatch(one, text) for one in patterns), (text, recipe)
-    assert len(made["arrays"]["5.0.expert"][2]) == 4 + 8 * 5
