@@ -18,7 +18,7 @@ from moe_lessons.analysis.roofline import (
 )
 from moe_lessons.analysis.speedup import matched_width, speedups
 from moe_lessons.plots.marks import encode_panel
-from moe_lessons.plots.speeds import LAST, LEVELS, speedup_panel
+from moe_lessons.plots.speeds import EDGE_INKS, LAST, LEVELS, speedup_panel
 from moe_lessons.widgets.canvas import COLORS
 from moe_lessons.widgets.speedup_map import EXPERT_STOPS, TASKS, SpeedupMap
 from web.manifest import describe_control
@@ -84,6 +84,7 @@ def speedup_manifest() -> dict[str, Any]:
         "usual": usual,
         "widths": widths,
         "levels": LEVELS,
+        "edges": EDGE_INKS,
         "last": LAST,
         "panel": encode_panel(speedup_panel(one, 4.0, heat, width=12, height=430), 0)[0],
         "colors": COLORS,

@@ -1,6 +1,7 @@
 """The speedup of a mixture over dense models of any FFN width, at any batch size: by the roofline, and as measured."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
@@ -23,6 +24,7 @@ from moe_lessons.analysis.inference import (
 from moe_lessons.analysis.quality import EffectiveWidth, quality_matched_width
 from moe_lessons.analysis.roofline import (
     FFN,
+    WEIGHT_BYTES,
     ModelSizes,
     part_costs,
     part_seconds,
@@ -33,7 +35,7 @@ from moe_lessons.analysis.roofline import (
 )
 from moe_lessons.analysis.timing import Ratio, moved, take_turns
 from moe_lessons.nn import FeedForward, LanguageModel, evaluating, is_moe, torch_threads
-from moe_lessons.support.errors import check_seed
+from moe_lessons.support.errors import check_number, check_positive_int, check_seed, check_top_k
 from moe_lessons.training import bar
 
 
@@ -75,6 +77,46 @@ def speedups(sizes: ModelSizes, machine: Machine, dtype: str, batches: np.ndarra
     dense = part_seconds(part_costs(sizes.dense(), dtype, batches, context), machine)
     ffn = dense.pop(FFN)
     return Speedups(step_seconds(sizes, machine, dtype, batches, context), ffn, sum(dense.values()))
+
+
+def edges(
+    num_experts: int, top_k: int, width: float, ridge: float, weight_bytes: float = 2.0, shared_experts: float = 0.0
+) -> tuple[float, float] | None:
+    """Derive the two batch sizes between which an MoE decodes slower than a dense model: the lower and the upper edge.
+
+    width: w, of the dense FFN, in multiples of the active width of the MoE: of its K and its shared experts. ridge: of
+    the machine, in FLOPs per byte. Of experts and FFN alone: attention, KV cache and router are left out. Returns None
+    where the MoE is slower at no batch size: where the dense FFN is compute-bound before the lower edge, and over the
+    parameter-matched baseline (w = E/K).
+
+    Lower edge: a step loads as many experts as the dense FFN is wide, E·(1 - (1 - K/E)^B) = w·K: about B = w where
+    K is far below E. Upper edge: computing the dense FFN takes as long as loading all experts, w·K·B/B* = E, where
+    B* = ridge · weight_bytes / 2 is the batch size from which on a dense FFN is compute-bound. (A share (1 - K/E)^B of
+    the experts is not loaded there; the true edge is lower by this share.)
+
+    >>> [round(batch, 1) for batch in edges(8, 2, 2, 206)]
+    [2.4, 412.0]
+    """
+    check_top_k(top_k, check_positive_int("num_experts", num_experts))
+    check_number("width", width, minimum=1)
+    check_number("ridge", ridge, above=True)
+    check_number("weight_bytes", weight_bytes, above=True)
+    check_number("shared_experts", shared_experts, minimum=0)
+    as_wide = width * (top_k + shared_experts)  # of how many experts
+    loaded = (as_wide - shared_experts) / num_experts
+    if loaded >= 1:
+        return None
+    lower = math.log1p(-loaded) / math.log1p(-top_k / num_experts)
+    compute_bound = ridge * weight_bytes / 2  # B*
+    upper = compute_bound * (num_experts + shared_experts) / as_wide
+    return (lower, upper) if lower < compute_bound else None
+
+
+def edges_of(sizes: ModelSizes, width: float, machine: Machine, dtype: str) -> tuple[float, float] | None:
+    """Derive the `edges` of a model with weights of this type over a dense model of this width, on a machine."""
+    group = sizes.groups[0]
+    shared = sizes.shared / (group.layers * group.expert)
+    return edges(group.num_experts, group.top_k, width, machine.ridge, WEIGHT_BYTES[dtype], shared)
 
 
 @dataclass(frozen=True)

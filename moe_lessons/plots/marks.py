@@ -87,7 +87,8 @@ class Line(NamedTuple):
 
 class Points(NamedTuple):
     """x, y (N,). symbol (N,): 0 a light disc, 1 a dark cross, 2 a red cross. expert (N,): whose they are. tokens: the
-    i-th is token i; then selected is in a ring, and a tip says what symbols 0 and 1 are `named`."""
+    i-th is token i; then selected is in a ring, and a tip says what symbols 0 and 1 are `named`. fill (N,): of larger
+    discs, in the colour that a `Heat` with this `most` has for it."""
 
     x: Any
     y: Any
@@ -96,6 +97,8 @@ class Points(NamedTuple):
     tokens: bool = False
     selected: int | None = None
     named: Sequence[str] = ("", "")
+    fill: Any = None
+    most: float = 1.0
 
 
 class Spots(NamedTuple):

@@ -1,7 +1,7 @@
 """Pictures of how fast mixtures write: where a step's time goes, and what others measured on real accelerators."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -13,7 +13,7 @@ from moe_lessons.analysis.inference import Machine, union_law
 from moe_lessons.analysis.roofline import WEIGHT_BYTES, ModelSizes, step_seconds
 from moe_lessons.analysis.speedup import Speedups
 from moe_lessons.analysis.step_parts import PARTS
-from moe_lessons.plots.marks import Axis, Boxes, Heat, Panel, Points
+from moe_lessons.plots.marks import Axis, Boxes, Heat, Line, Panel, Points
 from moe_lessons.plots.theme import LIGHT, LessonFigure, annotate, axes_for, dress, log_axis, model_inks, name_over
 
 # of `PARTS`: colours that no expert and no baseline has
@@ -65,37 +65,60 @@ def plot_published_speeds(frame: pd.DataFrame) -> Axes:
     return name_over(log_axis(ax, "x", (0.1, 0.2, 0.5, 1, 2, 5, 10)))
 
 
+EDGE_INKS = {"lower edge": 4, "upper edge": 3}  # of the lines on a map
+TITLE = "Speedup of the MoE: brown above 1, purple below"
+
+
+def edge_lines(edges: Callable[[float], tuple[float, float] | None], top: float) -> list[Line]:
+    """Draw the two edges over the width of the dense model, from 1 to `top`, where they lie on the map. edges: width ->
+    the lower and the upper batch size, or None."""
+    found = [(width, each) for width in np.linspace(1, top, 8 * LAST + 1) if (each := edges(width))]
+    lines = []
+    for place, (name, ink) in enumerate(EDGE_INKS.items()):
+        points = [(width, np.log2(each[place])) for width, each in found if each[place] <= 2**LAST]
+        lines += [Line(*np.array(points).T, name, ink, strong=False)] if len(points) > 1 else []
+    return lines
+
+
 def speedup_panel(
     found: Speedups, top: float, heat: Mapping[str, Any], marks: Sequence[Any] = (),
     points: Sequence[tuple[float, int, float]] = (), **more: Any,
 ) -> Panel:  # fmt: skip
     """Draw the speedup of a mixture over dense models 1 to `top` times as wide as its active part: colours, and lines
     at `LEVELS`. found: at batch sizes from 1 to 4,096, evenly spaced in their logarithm. heat: the rest of the mark,
-    see `Heat`. marks: over it. points: (width, batch size, speedup) as measured; at the edges they have room. more: of
-    the panel."""
+    see `Heat`. marks: over it. points: (width, batch size, speedup) as measured, in the colour that the map has for
+    their speedup; at the edges they have room. more: of the panel."""
     room = 0.02 * top * bool(points)
     low, high = 1 - room, top + room
     z = np.log2(found.at(np.linspace(low, high, len(found.moe)))).astype("f4")  # (rows, columns)
+    contours = np.array([found.widths(level) for level in LEVELS])
     x, y = np.array([point[0] for point in points]), np.log2([point[1] for point in points])
     beside = np.where(x < 0.95 * top, 0.012, -0.055) * top  # right of a point, or left
-    said = np.column_stack([x + beside, y.clip(0.35)])
-    contours, rows = np.array([found.widths(level) for level in LEVELS]), np.linspace(0, LAST, len(found.moe))
-    labels = []
-    for level, line in zip(LEVELS, contours):
-        for row in {7, len(line) - 2, int(line.argmax())}:  # bottom, top, and the tip of the valley
-            if len(said) and (np.abs(said - (line[row], rows[row])) < (0.06 * top, 0.5)).all(axis=1).any():
-                row = min(row + 4, len(line) - 2)  # not on a measured number
-            place = line[row] + 0.006 * top, rows[row]
-            near = any(abs(x - place[0]) < 0.055 * top and abs(y - place[1]) < 0.5 for (x, y), _ in labels)
-            if 1 + 0.01 * top < line[row] < 0.95 * top and not near:
-                labels.append((place, f"{level:g}"))
+    measured = np.column_stack([x + beside, y.clip(0.35)])
+    crossing = [place for mark in marks if isinstance(mark, Line) for place in zip(mark.x, mark.y)]
+    labels = _contour_labels(contours, top, [*measured, *crossing])
     drawn = [Heat(z, 4.0, contours.astype("f4"), LEVELS.index(1), **heat), *marks, _texts(labels)]
     if points:
-        texts = [(tuple(place), f"{speedup:.2g}") for place, (*_, speedup) in zip(said, points)]
-        drawn += [Points(x, y), _texts(texts, strong=True)]
+        speedup = np.array([each for *_, each in points])
+        texts = [(tuple(place), f"{each:.2g}") for place, each in zip(measured, speedup)]
+        drawn += [Points(x, y, fill=np.log2(speedup).astype("f4"), most=4.0), _texts(texts, strong=True)]
     x = Axis(low, high, "FFN width of the dense model, × the active width of the MoE")
     y = Axis(0, LAST, "batch size", [(n, f"{2**n:,}") for n in range(LAST + 1)])
-    return Panel("Speedup of the MoE over a dense model (thick line: 1)", drawn, x, y, **more)
+    return Panel(TITLE, drawn, x, y, **more)
+
+
+def _contour_labels(contours: np.ndarray, top: float, taken: Sequence[Any]) -> list[tuple[tuple[float, float], str]]:
+    """Place the level of each contour (levels, rows) at its bottom, at its top and at the tip of the valley, where it
+    touches no other label and no place (x, y) that is taken."""
+    rows, taken, labels = np.linspace(0, LAST, contours.shape[1]), list(taken), []
+    for level, line in zip(LEVELS, contours):
+        for row in {7, len(line) - 2, int(line.argmax())}:
+            place = line[row] + 0.006 * top, rows[row]
+            is_free = all(abs(x - place[0]) >= 0.055 * top or abs(y - place[1]) >= 0.5 for x, y in taken)
+            if 1 + 0.01 * top < line[row] < 0.95 * top and is_free:
+                labels.append((place, f"{level:g}"))
+                taken.append(place)
+    return labels
 
 
 def _texts(said: Sequence[tuple[tuple[float, float], str]], strong: bool = False) -> Boxes:

@@ -122,13 +122,16 @@ def _name_ends(drawn: Sequence, ax: Axes) -> None:
         annotate(ax, line.name, *place, halo=LIGHT.background, **options)
 
 
+def _two_ways() -> LinearSegmentedColormap:
+    low, high = LIGHT.directions
+    return LinearSegmentedColormap.from_list("two ways", [low, LIGHT.background, high])
+
+
 def two_ways(ax: Axes, edges, z: np.ndarray, even: float, most: float) -> QuadMesh:
     """Draw cells in two directions of colour from an even value, which is that of the page: to 0 and to the most."""
-    low, high = LIGHT.directions
-    shades = LinearSegmentedColormap.from_list("two ways", [low, LIGHT.background, high])
     norm = TwoSlopeNorm(even, 0, most if most > even else 2 * even)
     lines = LIGHT.grid if ax.bbox.width / z.shape[1] > 8 else "none"  # they would be nearly as wide as the cells
-    return ax.pcolormesh(*edges, z, cmap=shades, norm=norm, edgecolors=lines, lw=1, zorder=0.5)
+    return ax.pcolormesh(*edges, z, cmap=_two_ways(), norm=norm, edgecolors=lines, lw=1, zorder=0.5)
 
 
 def draw_field(mark: Field, ax, panel):
@@ -207,9 +210,7 @@ def draw_heat(mark: marks.Heat, ax, panel):
     z, (x, x_end), (y, y_end) = np.asarray(mark.z, dtype=float), ax.get_xlim(), ax.get_ylim()
     rows = np.linspace(y, y_end, len(z))
     plane = np.linspace(x, x_end, z.shape[1]), rows, z
-    low, high = LIGHT.directions
-    shades = LinearSegmentedColormap.from_list("two ways", [low, LIGHT.background, high])
-    ax.pcolormesh(*plane, cmap=shades, vmin=-mark.most, vmax=mark.most, shading="gouraud", zorder=0.5)
+    ax.pcolormesh(*plane, cmap=_two_ways(), vmin=-mark.most, vmax=mark.most, shading="gouraud", zorder=0.5)
     for number, line in enumerate(np.asarray(mark.contours, dtype=float)):
         ax.plot(line, rows, color=LIGHT.foreground, lw=2.4 if number == mark.strong else 0.7, zorder=1)
     if mark.selected is not None:
@@ -226,6 +227,10 @@ def draw_line(mark: marks.Line, ax, panel):
 
 def draw_points(mark: marks.Points, ax, panel):
     x, y = np.asarray(mark.x), np.asarray(mark.y)
+    if mark.fill is not None:
+        colors = {"c": mark.fill, "cmap": _two_ways(), "vmin": -mark.most, "vmax": mark.most}
+        ax.scatter(x, y, 60, **colors, ec=LIGHT.foreground, lw=1, zorder=2.5, clip_on=False)
+        return
     symbol = np.zeros(len(x)) if mark.symbol is None else np.asarray(mark.symbol)
     light = {"marker": "o", "ms": 4.5 if mark.tokens else 3.4, "color": "white", "mec": "black", "mew": 0.7}
     dark = light | {"marker": "X", "ms": 6, "color": "black", "mec": "white"}

@@ -25,10 +25,10 @@ from moe_lessons.analysis.roofline import (
     published_sizes,
     sizes_of,
 )
-from moe_lessons.analysis.speedup import matched_width, published_points, speedups
+from moe_lessons.analysis.speedup import edges_of, matched_width, published_points, speedups
 from moe_lessons.plots.costs import size_words
-from moe_lessons.plots.marks import Panel, Points, Rule, Table
-from moe_lessons.plots.speeds import LAST, speedup_panel
+from moe_lessons.plots.marks import Line, Panel, Points, Rule, Table
+from moe_lessons.plots.speeds import LAST, edge_lines, speedup_panel
 from moe_lessons.plots.theme import short_number
 from moe_lessons.support.errors import check_choice, check_number, check_positive_int, check_whole, is_number, is_whole
 from moe_lessons.widgets.controls import control, move
@@ -156,9 +156,9 @@ class SpeedupMap(Picture):
             made.append((title, rows + [("", text) for text in others[1:]]))
         return made
 
-    def marks(self) -> list[Points | Rule]:
-        """What stands on the map: the quality-matched width, the end of memory, and points."""
-        found, texts, marks = self.band(), self.texts(), []
+    def marks(self) -> list[Line | Points | Rule]:
+        """What stands on the map: the two edges, the quality-matched width, the end of memory, and points."""
+        found, texts, marks = self.band(), self.texts(), edge_lines(self.edges, self.top)
         if found:
             ends = [min(max(end, 1), found.family[1]) for end in (found.width, found.low, found.high)]
             name = f"quality-matched width, {self.inputs['task'].value}: {found}"
@@ -170,6 +170,10 @@ class SpeedupMap(Picture):
             x, batches, *_ = zip(*points)
             marks.append(Points(x, np.log2(batches), np.ones(len(x), "u1")))
         return marks
+
+    def edges(self, width: float) -> tuple[float, float] | None:
+        """The batch sizes between which the MoE is slower than a dense model of this width, by `speedup.edges`."""
+        return edges_of(self.sizes, width, self.roof, self.inputs["weights"].value)
 
     def band(self) -> EffectiveWidth | None:
         """The `EffectiveWidth` of the mixture in multiples of its active width, where it is measured."""

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from moe_lessons.analysis import Machine, TransformerShape, speedup
-from moe_lessons.analysis.inference import PROMPT, measure_machine
+from moe_lessons.analysis.inference import PROMPT, measure_machine, union_law
 from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, machine_for, machines, published_sizes, sizes_of
-from moe_lessons.analysis.speedup import matched_width, measure_speedups, published_points, speedups
+from moe_lessons.analysis.speedup import edges, edges_of, matched_width, measure_speedups, published_points, speedups
 from moe_lessons.nn import LanguageModel, TransformerConfig, dense_baseline
-from moe_lessons.plots.marks import Boxes, Heat, Points, Rule
+from moe_lessons.plots.marks import Boxes, Heat, Line, Points, Rule
 from moe_lessons.plots.speeds import LEVELS
 from moe_lessons.widgets import SpeedupMap
 
@@ -53,6 +53,35 @@ def test_the_roofline_is_the_formula_at_200_random_settings():
         assert found.widths(expected).item() == pytest.approx(x, rel=1e-6)  # the contour passes there
     for sizes in published_sizes().values():
         assert sum(flops for _, flops in sizes.parts(3).values()) == pytest.approx(3 * sizes.flops())
+
+
+def crossings(E, K, width, ridge):
+    """The first and the last batch size at which an MoE is slower, by the roofline of experts and FFN alone."""
+    batches = 2.0 ** np.linspace(0, 21, 42001)
+    dense = np.maximum(width * K, width * K * batches / ridge)
+    slower = batches[dense / np.maximum(union_law(E, K, batches), K * batches / ridge) < 1 - 1e-12]
+    return (slower[0], slower[-1]) if len(slower) else None
+
+
+def test_the_edges_are_where_the_roofline_crosses_1_at_200_random_settings():
+    draw = np.random.default_rng(7)
+    for _ in range(200):
+        E, K = int(2 ** draw.integers(3, 9)), int(2 ** draw.integers(0, 3))
+        width, ridge = draw.uniform(1.2, 0.95 * E / K), draw.uniform(20, 600)
+        derived, found = edges(E, K, width, ridge), crossings(E, K, width, ridge)
+        assert (derived is None) == (found is None)
+        if derived is None:
+            continue
+        (lower, upper), (first, last) = derived, found
+        assert first == pytest.approx(lower, rel=1e-3)
+        missing = (1 - K / E) ** last  # the part of the experts that no token chose there, though the formula has all
+        assert last == pytest.approx(upper * (1 - missing), rel=1e-3)
+    assert edges(16, 2, 8, 10) is None and edges(16, 2, 4, 10, 4.0)[1] == 2 * edges(16, 2, 4, 10)[1]
+    h200, sizes = Machine(4.8e12, 989e12), published_sizes()
+    assert edges_of(sizes["Mixtral 8x7B"], 2, h200, "bfloat16") == edges(8, 2, 2, h200.ridge)
+    assert edges_of(sizes["DeepSeek-V3"], 4, h200, "bfloat16") == edges(256, 8, 4, h200.ridge, 2, 1.0)
+    with pytest.raises(ValueError, match="^width must be .* at least 1, got 0.5$"):
+        edges(8, 2, 0.5, 206)
 
 
 def config(**changes):
@@ -115,7 +144,19 @@ def test_the_map_and_the_table_say_the_same_place():
         assert heat.titles[place].endswith(f"{width:g} ×: speedup {expected:.2f}")
     table = view.panels()[1].marks[0]
     assert dict(zip(table.rows, table.cells))["bytes loaded"] == ["32.1 MB", "107 MB"]
-    assert {"0.5", "1", "2", "4"} < set(mark(view, Boxes).texts) < {f"{level:g}" for level in LEVELS}
+    assert {"0.5", "2", "4"} < set(mark(view, Boxes).texts) < {f"{level:g}" for level in LEVELS}
+    np.testing.assert_allclose(points.fill, np.log2([0.8, 4.0]), rtol=1e-6)
+    for place, line in enumerate(mark for mark in view.panels()[0].marks if isinstance(mark, Line)):
+        for width, height in zip(line.x[::7], line.y[::7]):
+            assert 2**height == pytest.approx(edges(16, 2, width, THIS.ridge, 4.0)[place])
+
+
+def test_measured_numbers_have_room_at_the_edges_and_no_name_of_a_line_lies_on_them():
+    points = [(width, batch, 1.0) for width in (1, 4, 5, 8) for batch in (4, 16, 64)]
+    panel = a_map(measured=points).panels()[0]
+    assert panel.x.low < 1 and panel.x.high > 8
+    lines, said = (np.reshape(own.places, (-1, 4))[:, :2] for own in panel.marks if isinstance(own, Boxes))
+    assert len(lines) > 6 and (np.abs(lines[:, None] - said) > (0.3, 0.45)).any(axis=-1).all()
 
 
 def test_a_click_reads_out_its_place_and_anything_else_is_ignored():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moe_lessons.analysis.speedup import speedups
-from moe_lessons.plots.marks import Boxes, Heat, Rule
+from moe_lessons.plots.marks import Boxes, Heat, Line, Rule
 from moe_lessons.widgets import SpeedupMap
 from web.speedup import models, speedup_manifest
 from web.training_page import CANVAS, MODULES
@@ -59,7 +59,8 @@ def test_each_setting_is_computed_as_in_the_notebook(page, own):
         view = SpeedupMap(values["model"], **{name: value for name, value in values.items() if name != "model"})
         assert made["panel"]["x"]["high"] == pytest.approx(view.top)
         heat, words = made["panel"]["marks"][0], made["panel"]["marks"][1]
-        wanted = {kind: [m for m in view.panels()[0].marks if isinstance(m, kind)] for kind in (Heat, Boxes, Rule)}
+        marks = view.panels()[0].marks
+        wanted = {kind: [mark for mark in marks if isinstance(mark, kind)] for kind in (Heat, Boxes, Line, Rule)}
         (expected,) = wanted[Heat]
         for name in ("z", "contours", "places"):
             values_of = np.array(made["arrays"][heat[name]["slot"]][2]).ravel()
@@ -68,6 +69,12 @@ def test_each_setting_is_computed_as_in_the_notebook(page, own):
         bounds = [[text for name, text in rows if not name] for rows in heat["says"]]
         assert bounds == [[text for name, text in rows if not name] for rows in expected.says]
         assert set(words["texts"]) >= set(wanted[Boxes][0].texts)
+        lines = [mark for mark in made["panel"]["marks"] if mark["mark"] == "Line"]
+        assert [line["name"] for line in lines] == [line.name for line in wanted[Line]]
+        for line, own_line in zip(lines, wanted[Line]):
+            for axis in ("x", "y"):
+                values_of = made["arrays"][line[axis]["slot"]][2]
+                np.testing.assert_allclose(values_of, getattr(own_line, axis), rtol=1e-6, atol=1e-9)
         rules = [mark for mark in made["panel"]["marks"] if mark["mark"] == "Rule" and mark["name"]]
         assert [rule["name"] for rule in rules] == [rule.name for rule in wanted[Rule] if rule.name and rule.x]
 

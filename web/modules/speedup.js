@@ -49,6 +49,36 @@ function rowsOf(name, { parts, seconds, text }) {
   return [[name, text], ...bounds.filter(Boolean)];
 }
 
+// The two batch sizes between which the mixture is slower than a dense model: `edges` of moe_lessons/analysis/speedup.py.
+export function edgesOf(model, { E, K, weight }, [bandwidth, peak], width) {
+  const shared = model.shared / model.expert;
+  const asWide = width * (K + shared); // of how many experts
+  const loaded = (asWide - shared) / E;
+  if (loaded >= 1) return undefined;
+  const lower = Math.log1p(-loaded) / Math.log1p(-K / E);
+  const computeBound = ((peak / bandwidth) * weight) / 2;
+  return lower < computeBound ? [lower, (computeBound * (E + shared)) / asWide] : undefined;
+}
+
+// Lines of both edges, and their arrays, over the widths from 1 to `top`, where they lie on the map.
+function edgeLines(own, edges, top, first) {
+  const found = range(8 * own.last + 1).flatMap((i) => {
+    const width = 1 + ((top - 1) * i) / (8 * own.last);
+    const pair = edges(width);
+    return pair ? [[width, pair.map(Math.log2)]] : [];
+  });
+  const arrays = {};
+  const marks = Object.entries(own.edges).flatMap(([name, ink], edge) => {
+    const points = found.filter(([, ends]) => ends[edge] <= own.last);
+    if (points.length < 2) return [];
+    const slots = ["x", "y"].map((axis) => `0.${first + edge}.${axis}`);
+    arrays[slots[0]] = ["f4", [points.length], points.map(([width]) => width)];
+    arrays[slots[1]] = ["f4", [points.length], points.map(([, ends]) => ends[edge])];
+    return [{ mark: "Line", x: { slot: slots[0] }, y: { slot: slots[1] }, name, ink, strong: false }];
+  });
+  return { marks, arrays };
+}
+
 // The panel for these settings, and its arrays.
 export function panelOf(own, values) {
   const model = own.models[values.model];
@@ -106,7 +136,10 @@ export function panelOf(own, values) {
       rule(high, "even"),
     );
   }
+  const edges = edgeLines(own, (width) => edgesOf(model, setting, roof, width), top, panel.marks.length);
+  panel.marks.push(...edges.marks);
   const arrays = {
+    ...edges.arrays,
     [heat.z.slot]: ["f4", [ROWS, ROWS], z],
     [heat.contours.slot]: ["f4", [lines.length, ROWS], lines.flat()],
     [heat.places.slot]: ["f4", [places.length, 2], places.flat()],

@@ -2,7 +2,7 @@
 // the right.
 
 import { clamp, isNumber, nearest, percent, range, short, valueText } from "./numbers.js";
-import { css, hex, inkOf, inkOn, lineStyle, mix, ruleStyle, swatch } from "./colors.js";
+import { css, hex, inkOf, inkOn, lineStyle, mix, ruleStyle, swatch, twoWays } from "./colors.js";
 import { colorOf, paleness, strength } from "./view.js";
 import { grid, points } from "./stops.js";
 import { drawCells, drawField, drawHeat, stopsOfCells, stopsOfField, stopsOfHeat } from "./fields.js";
@@ -190,6 +190,7 @@ function stopsOfLine(card, { x, y, name, ink, model }) {
 // --- Points ---
 
 function drawPoints(card, mark) {
+  if (mark.fill) return drawFilled(card, mark);
   const { x, y, symbol, expert, tokens } = mark;
   const { pen, view } = card;
   const radius = tokens ? 4 : 2.4;
@@ -208,6 +209,16 @@ function drawPoints(card, mark) {
   }
   pen.context.globalAlpha = 1;
   if (tokens) ringTokens(card, mark);
+}
+
+// In the colours of a `Heat`.
+function drawFilled(card, { x, y, fill, most }) {
+  const { pen, view } = card;
+  x.forEach((across, i) => {
+    const path = new Path2D(circle(card.x(across), card.y(y[i]), 5));
+    pen.fill(path, css(twoWays(view, { even: most, most: 2 * most }, fill[i] + most)));
+    pen.stroke(path, { color: css(view.ink), width: 1.2 });
+  });
 }
 
 function drawGroup(pen, kind, path) {
