@@ -23,7 +23,7 @@ PROMPT, IN_A_ROW = 8, 4  # tokens of each text before a measured step; steps of 
 DRAWS = 200  # decoding steps over which different experts are counted
 # The lengths of rows that measure a machine: on a CPU those of the course's largest dense model; on a GPU small ones
 # leave most of it idle.
-CPU_WIDTHS, GPU_WIDTHS, MACHINE_ROUNDS = (512, 16384), (8192,), 12
+CPU_WIDTH, GPU_WIDTH, MACHINE_ROUNDS = 512, 8192, 12
 MEGABYTES = 256  # of the large matrix at least
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")  # where Linux describes them
 
@@ -158,8 +158,8 @@ _machines: dict[torch.device, Machine] = {}  # what was measured in this session
 
 def measure_machine(device="cpu", *, fresh: bool = False) -> Machine:
     """Measure what one thread of the CPU, or a GPU, reaches in float32, at its best of several rounds: in products of
-    a large matrix and a vector, as in decoding at B = 1, and in that of two square matrices. The former have short and
-    long rows, since a processor reads one kind faster.
+    a large matrix, or the three of a dense FFN, with a vector, as in decoding at B = 1, whichever reads faster; and in
+    the product of two square matrices.
 
     It is measured once a session, so that all that is compared with it is compared with the same; fresh: again."""
     place = check_device(device)
@@ -169,13 +169,25 @@ def measure_machine(device="cpu", *, fresh: bool = False) -> Machine:
 
 
 def _measure_machine(place: torch.device) -> Machine:
-    widths = CPU_WIDTHS if place.type == "cpu" else GPU_WIDTHS
+    width = CPU_WIDTH if place.type == "cpu" else GPU_WIDTH
     weights = torch.ones(_megabytes() * 2**18, device=place)  # zeros would take no memory
-    square = torch.ones(widths[0], widths[0], device=place)
-    tasks = [partial(torch.mv, weights.view(-1, width), torch.ones(width, device=place)) for width in widths]
+    square, x = torch.ones(width, width, device=place), torch.ones(width, device=place)
+    tasks = [
+        partial(torch.mv, weights.view(-1, width), x),
+        partial(multiply_as_ffn, weights, x),
+        partial(torch.mm, square, square),
+    ]
     with torch_threads(1):
-        *reading, arithmetic = take_turns([*tasks, partial(torch.mm, square, square)], MACHINE_ROUNDS, place)
+        *reading, arithmetic = take_turns(tasks, MACHINE_ROUNDS, place)
     return Machine(1000 * weights.nbytes / min(map(min, reading)), 1000 * 2 * len(square) ** 3 / min(arithmetic))
+
+
+def multiply_as_ffn(weights: Tensor, x: Tensor) -> Tensor:
+    """Multiply x (D,) with weights (N,) that are split up as in a dense FFN: gate and up have rows of D, down has D
+    rows, which are long and on some processors read faster."""
+    D, F = len(x), len(weights) // (3 * len(x))
+    hidden = torch.mv(weights[: 2 * F * D].view(2 * F, D), x)[:F]
+    return torch.mv(weights[2 * F * D : 3 * F * D].view(D, F), hidden)
 
 
 def _megabytes() -> int:

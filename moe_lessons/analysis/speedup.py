@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -117,6 +118,58 @@ def edges_of(sizes: ModelSizes, width: float, machine: Machine, dtype: str) -> t
     group = sizes.groups[0]
     shared = sizes.shared / (group.layers * group.expert)
     return edges(group.num_experts, group.top_k, width, machine.ridge, WEIGHT_BYTES[dtype], shared)
+
+
+def crossings(batches: Sequence[int], speedups: Sequence[float]) -> tuple[float, float]:
+    """Find the two edges in measured speedups at rising batch sizes: where they first fall below 1, and from where on
+    they stay above it. Between two batch sizes the speedup is joined by a straight line, both in logarithms; NaN: it
+    does not cross 1 there.
+
+    >>> [round(batch, 3) for batch in crossings([1, 4, 16, 64], [2, 0.5, 0.5, 2])]
+    [2.0, 32.0]
+    """
+    log_batch, log_speedup = (np.log(np.asarray(values, float)) for values in (batches, speedups))
+    slower = np.flatnonzero(log_speedup < 0)
+    if not len(slower):
+        return math.nan, math.nan
+
+    def cross(i: int) -> float:
+        """Find the crossing between the batch sizes number i and i + 1."""
+        if not 0 <= i < len(log_batch) - 1:
+            return math.nan
+        part = log_speedup[i] / (log_speedup[i] - log_speedup[i + 1])
+        return float(np.exp(log_batch[i] + part * (log_batch[i + 1] - log_batch[i])))
+
+    return cross(slower[0] - 1), cross(slower[-1])
+
+
+def measure_work(
+    models: Mapping[str, LanguageModel], prompt: int = 512, batch=(4, 64), *, repeats=3, seed=0, device=None
+) -> pd.DataFrame:
+    """Measure what processes many tokens at once: the prefill of a prompt, and forward and backward of a training step
+    on a `batch` of (sequences, tokens of each), in float32 on one thread; the models take turns.
+
+    Returns a row for each model, with the median milliseconds of 'prefill' and 'training'. device: see
+    `decode_speed`."""
+    check_models(models, [batch[0]])
+    check_positive_int("prompt", prompt)
+    models = moved(models, device)
+    place, generator = device_of(models), torch.Generator().manual_seed(check_seed(seed))
+    vocab_size = min(model.config.vocab_size for model in models.values())
+    read, learn = (torch.randint(vocab_size, size, generator=generator).to(place) for size in ((1, prompt), batch))
+    with torch_threads(1), evaluating(*models.values()), watching_others():
+        with torch.inference_mode():
+            prefill = take_turns([partial(model, read) for model in models.values()], repeats, place)
+        steps = [partial(_forward_and_backward, model, learn) for model in models.values()]
+        training = take_turns(steps, repeats, place)
+    for model in models.values():
+        model.zero_grad()
+    return pd.DataFrame({"prefill": map(median, prefill), "training": map(median, training)}, index=[*models])
+
+
+def _forward_and_backward(model: LanguageModel, ids: torch.Tensor) -> None:
+    logits, _ = model(ids)
+    torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
 
 
 @dataclass(frozen=True)

@@ -12,34 +12,13 @@ from matplotlib.axes import Axes
 from moe_lessons.analysis.inference import Machine, union_law
 from moe_lessons.analysis.roofline import WEIGHT_BYTES, ModelSizes, step_seconds
 from moe_lessons.analysis.speedup import Speedups
-from moe_lessons.analysis.step_parts import PARTS
 from moe_lessons.plots.marks import Axis, Boxes, Heat, Line, Panel, Points
-from moe_lessons.plots.theme import LIGHT, LessonFigure, annotate, axes_for, dress, log_axis, model_inks, name_over
+from moe_lessons.plots.theme import LIGHT, annotate, axes_for, log_axis, model_inks, name_over
 
-# of `PARTS`: colours that no expert and no baseline has
-PART_COLORS = dict(zip(PARTS, (LIGHT.lines[5], LIGHT.lines[3], "#a9b1ba", LIGHT.grid), strict=True))
 LEVELS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12)  # of a speedup, as lines
 LAST = 12  # the largest batch size of a map is 2¹²
-LOADING = "loading the weights, at best"
 ROWS = 4  # of a `stream_panel`, for each model: what memory holds, the times of a step, and a gap
 KINDS = {"one text": ("o", 0), "full load": ("s", 3), "training": ("D", 4)}  # marker and ink
-
-
-def plot_step_parts(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw where the time of a step goes, by `analysis.step_parts`: bars in milliseconds."""
-    rows = frame.batch.rank(method="dense").astype(int) - 1 + np.arange(len(frame))  # a gap after each batch
-    ax = LessonFigure(9, 1.1 + 0.27 * rows.max()).add_subplot() if ax is None else ax
-    dress(ax, "Time of a decoding step, by part", "milliseconds")
-    left = 0 * frame.whole
-    for part, color in PART_COLORS.items():
-        ax.barh(rows, frame[part], 0.8, left, color=color, label=part)
-        left += frame[part]
-    ax.vlines(frame.promise, rows - 0.5, rows + 0.5, LIGHT.foreground, lw=2.4, label=LOADING)
-    for row, end, whole in zip(rows, np.maximum(left, frame.promise), frame.whole):
-        annotate(ax, f"{whole:.3g} ms", (end, row), (5, 0))
-    ax.set_yticks(rows, [f"B = {batch}: {model}" for batch, model in zip(frame.batch, frame.model)])
-    ax.set(xlim=(0, 1.15 * left.max()), ylim=(rows.max() + 0.6, -0.6))
-    return name_over(ax)
 
 
 def say_work(work: str) -> str:

@@ -10,7 +10,7 @@ import torch
 import nano_moe
 from moe_lessons.analysis import balance_by_layer, bytes_per_step, decode_speed, distinct_experts, trace, trace_text
 from moe_lessons.analysis.collapse import watched_run, weight_gradients
-from moe_lessons.analysis.step_parts import step_parts
+from moe_lessons.analysis.speedup import measure_work
 from moe_lessons.nn import (
     DISPATCH,
     ExpertChoiceRouter,
@@ -192,7 +192,7 @@ def test_measurements():
     there = language_model().to("second")
     ids = torch.arange(8).reshape(4, 2)
     assert len(decode_speed(models, (1, 2), num_tokens=2, repeats=1, device="second")) == 4
-    assert len(step_parts(models, (1,), repeats=1, device="second"))
+    assert len(measure_work(models, 8, (1, 8), repeats=1, device="second"))
     assert len(distinct_experts(there, ids, (1, 2))) and bytes_per_step(there, 2) == bytes_per_step(models["MoE"], 2)
     assert len(trace(there, TEXT, 2)) and len(trace_text(there, "abc"))
     assert len(balance_by_layer(there(ids.to("second"))[1])) == 2

@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from moe_lessons import exercises, nn
-from moe_lessons.analysis import effective_width, union_law
+from moe_lessons.analysis import effective_width
+from moe_lessons.analysis.speedup import edges
 from moe_lessons.exercises.lesson_09 import TRIED_TOKENS, causality_cases
 from moe_lessons.nn import Routing, SigmoidRouter, seeded
 from moe_lessons.nn.dispatch import weight_matrix
@@ -89,7 +90,7 @@ RIGHT = [
     ("balancing_loss", loss_by_package),
     ("causality", by_change(lambda x, t: x[:t])),
     ("causality", lambda layer, x: np.bool_(exercises.causality.answer(layer, x))),
-    ("touched_experts", union_law),
+    ("two_edges", edges),
     ("matched_width", lambda w, q, goal: effective_width({n: [own] for n, own in zip(w, q)}, [goal]).width),
 ]
 

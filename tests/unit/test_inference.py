@@ -8,11 +8,10 @@ from itertools import cycle
 
 import pytest
 import torch
-from torch import nn
 
 from moe_lessons.analysis import busy, count_parameters, inference, timing
 from moe_lessons.analysis.inference import Machine, bytes_per_step, decode_speed, distinct_experts, union_law
-from moe_lessons.analysis.step_parts import PARTS, ROUTING, Stopwatch, step_parts, watched
+from moe_lessons.analysis.speedup import crossings, measure_work
 from moe_lessons.analysis.timing import Ratio, milliseconds, moved
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, seeded, torch_threads
 
@@ -77,17 +76,22 @@ def test_speed_and_speed_up_of_models_that_take_turns_and_decode_token_by_token(
     assert steps == a_round * (timing.WARM_UP + 1) and models["slow"].training
 
 
-def test_the_parts_of_a_step_leave_nothing_behind():
+def test_prefill_and_training_are_measured_of_each_model_and_leave_no_gradient():
     models = {"MoE": model_of(), "dense": model_of(moe_layers=())}
-    frame = step_parts(models, (1, 8), repeats=1).set_index(["batch", "model"])
-    assert (frame[ROUTING].unstack() > 0).to_numpy().tolist() == [[True, False]] * 2
-    assert (frame.drop(columns="missed") >= 0).all(axis=None)
-    assert frame[list(PARTS)].sum(axis=1).tolist() == pytest.approx(frame.whole.tolist())
-    linear, model = nn.functional.linear, models["MoE"]
-    with pytest.raises(ValueError, match="ids must be"), watched(model, Stopwatch(torch.device("cpu"))):
-        assert nn.functional.linear is not linear
-        model(torch.zeros(1, 99, dtype=torch.long))
-    assert nn.functional.linear is linear and not any(part._forward_hooks for part in model.modules())
+    frame = measure_work(models, prompt=16, batch=(2, 8), repeats=1)
+    assert frame.index.tolist() == ["MoE", "dense"] and (frame[["prefill", "training"]] > 0).all(axis=None)
+    assert all(weight.grad is None for model in models.values() for weight in model.parameters())
+
+
+def test_a_measured_speedup_crosses_1_where_its_lines_do():
+    nan = float("nan")
+    for speedups, edges in (
+        ([2, 2, 2, 2], (nan, nan)),
+        ([4, 1, 0.25, 4], (2, 4 * 2**0.5)),
+        ([0.5, 2, 2, 2], (nan, 2**0.5)),
+        ([2, 2, 2, 0.5], (4 * 2**0.5, nan)),
+    ):
+        assert crossings([1, 2, 4, 8], speedups) == pytest.approx(edges, nan_ok=True)
 
 
 def test_bytes_of_dense_baselines_are_all_their_weights_and_of_a_mixture_between_active_and_total():
@@ -105,7 +109,7 @@ def test_bytes_of_dense_baselines_are_all_their_weights_and_of_a_mixture_between
 
 
 def test_a_machine_is_measured_once_a_session_by_what_reads_fastest(monkeypatch):
-    times = cycle([4000.0, 9000.0, 8000.0, 6000.0, 2000.0, 5000.0])  # short rows, long rows, arithmetic; then again
+    times = cycle([4000.0, 9000.0, 8000.0, 6000.0, 2000.0, 5000.0])  # a matrix, an FFN, arithmetic; then again
     monkeypatch.setattr(timing, "milliseconds", lambda function, device: (function(), next(times))[1])
     monkeypatch.setattr(inference, "MEGABYTES", 1)
     monkeypatch.setattr(inference, "last_level_cache_bytes", lambda: None)
@@ -114,9 +118,6 @@ def test_a_machine_is_measured_once_a_session_by_what_reads_fastest(monkeypatch)
     assert measured == Machine(2**20 / 2, 2 * 512**3 / 5)
     times = cycle([1000.0])
     assert inference.measure_machine() is measured
-    models = {"MoE": model_of(), "dense": model_of(moe_layers=())}
-    loading = step_parts(models, (1,), repeats=1).promise
-    assert loading.tolist() == [pytest.approx(1000 * bytes_per_step(own) / 2**19) for own in models.values()]
     assert inference.measure_machine(fresh=True) == inference.measure_machine() == Machine(2**20, 2 * 512**3)
     monkeypatch.setattr(inference, "last_level_cache_bytes", lambda: 2**20)  # then of twice as many bytes
     assert inference.measure_machine(fresh=True).bytes_per_second == 2**21
@@ -192,6 +193,6 @@ def test_models_are_measured_where_they_are_or_on_another_device_as_copies():
     assert {weight.device.type for model in models.values() for weight in model.parameters()} == {"cpu"}
     with pytest.raises(ValueError, match="^models must be on one device, or device be given, got"):
         decode_speed(models | {"elsewhere": elsewhere["MoE"]}, (1,))
-    for measure in (decode_speed, step_parts):
+    for measure in (decode_speed, measure_work):
         with pytest.raises(ValueError, match="^device must be one of 'auto', 'cpu'"):
             measure(models, device="cuda:99")
