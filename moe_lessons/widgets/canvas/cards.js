@@ -118,10 +118,10 @@ class TextCard extends Card {
     let letter = 0;
     let byte = 0;
     const boxes = (sign) => {
-      const own = range(sizes?.[letter++] ?? 1).map((i) =>
+      const bytes = range(sizes?.[letter++] ?? 1).map((i) =>
         this.box(mark, i ? "" : (LETTERS[sign] ?? sign), byte++),
       );
-      return sign === "\n" ? [...own, sign] : own;
+      return sign === "\n" ? [...bytes, sign] : bytes;
     };
     return texts.map((text) => [...text].flatMap(boxes));
   }

@@ -88,8 +88,8 @@ export const isCellRunning = () =>
   [...document.querySelectorAll(".jp-InputPrompt")].some(({ textContent }) => textContent.includes("*"));
 
 function sayWhy(view) {
-  const own = view.words.state === "training" ? "it trains a step" : "no answer yet";
-  const why = isCellRunning() ? "another cell is running" : own;
+  const kernelWork = view.words.state === "training" ? "it trains a step" : "no answer yet";
+  const why = isCellRunning() ? "another cell is running" : kernelWork;
   const text = `Waiting for the kernel: ${why}. Asked: ${[...view.waiting].join(", ")}. `;
   const back = make("button", "", "Take back");
   back.addEventListener("click", () => {

@@ -164,9 +164,9 @@ function paintClasses(cache, classes, paper) {
 function middlesOf({ shape: [rows, columns, count] }, owners) {
   const part = (at, length) => clamp(at / (length - 1), EDGE, 1 - EDGE);
   const mean = (places, axis) => places.reduce((sum, place) => sum + place[axis], 0) / places.length;
-  const own = range(count).map(() => []);
-  owners.forEach((expert, i) => own[expert].push([i % columns, Math.floor(i / columns)]));
-  return own.flatMap((places, expert) => {
+  const territories = range(count).map(() => []);
+  owners.forEach((expert, i) => territories[expert].push([i % columns, Math.floor(i / columns)]));
+  return territories.flatMap((places, expert) => {
     if (places.length < LEAST_PART * owners.length) return [];
     const x = mean(places, 0);
     const y = mean(places, 1);
@@ -299,12 +299,12 @@ export function stopsOfCells(card, { z, rows: kind, even, numbers }) {
     const expert = i % columns;
     const row = Math.floor(i / columns);
     const text = isTimes ? `${short(z[i])} × the uniform load` : percent(z[i]);
-    const own = [expert, `E${expert}, ${isTimes ? "load" : share}`, text];
+    const ofExpert = [expert, `E${expert}, ${isTimes ? "load" : share}`, text];
     const links = kind === "group" ? { expert } : { expert, [kind]: row };
     return {
       ...links,
       title: titleOf(row),
-      rows: numbers ? [own, [null, "uniform load", percent(even)]] : [own],
+      rows: numbers ? [ofExpert, [null, "uniform load", percent(even)]] : [ofExpert],
     };
   };
   return { ...grid(card, columns, rows), tell };

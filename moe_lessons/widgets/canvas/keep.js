@@ -74,8 +74,8 @@ function addState(json, manager, models) {
   for (const output of json.cells.flatMap(({ outputs }) => outputs ?? [])) {
     const parts = within(state, output.data?.[VIEW]?.model_id);
     parts.forEach((id) => shown.add(id));
-    const own = [...parts].flatMap((id) => stills[id] ?? []);
-    addStills(output, own);
+    const pictures = [...parts].flatMap((id) => stills[id] ?? []);
+    addStills(output, pictures);
   }
   for (const [id, { model_module: kind }] of Object.entries(state)) {
     if (!shown.has(id) && (!live.has(id) || kind === "anywidget")) delete state[id];

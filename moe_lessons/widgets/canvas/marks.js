@@ -99,9 +99,9 @@ function nameBar({ pen, view, box, wide, yAxis, y }, middle, value, second) {
 function stopsOfBars(card, { y, second, second_name: name }) {
   const { yAxis, header } = card;
   const tell = (expert) => {
-    const own = [expert, yAxis.label || header.title, valueText(yAxis, y[expert])];
+    const reading = [expert, yAxis.label || header.title, valueText(yAxis, y[expert])];
     const other = second && [null, name || "other reading", valueText(yAxis, second[expert])];
-    return { expert, title: `E${expert}`, rows: other ? [own, other] : [own] };
+    return { expert, title: `E${expert}`, rows: other ? [reading, other] : [reading] };
   };
   return { ...points(card, range(y.length), y, Math.abs), tell };
 }
@@ -378,9 +378,9 @@ function stopsOfBoxes(card, { places, texts, expert, token, says }) {
     parts.findIndex(({ x, y, wide, high }) => 2 * Math.abs(x - px) < wide && 2 * Math.abs(y - py) < high);
   const tell = (part) => {
     const { i } = parts[part];
-    const own = expert[i] < 0 ? undefined : expert[i];
-    if (token[i] < 0) return { expert: own, title: `E${own}`, rows: [[own, says[i], texts[i]]] };
-    return { expert: own, token: token[i], title: `Token ${token[i]}`, rows: [[own ?? null, says[i], ""]] };
+    const e = expert[i] < 0 ? undefined : expert[i];
+    if (token[i] < 0) return { expert: e, title: `E${e}`, rows: [[e, says[i], texts[i]]] };
+    return { expert: e, token: token[i], title: `Token ${token[i]}`, rows: [[e ?? null, says[i], ""]] };
   };
   const place = (part) => [parts[part].x, parts[part].y];
   return { columns: parts.length, count: parts.length, noun: "boxes", place, at, tell };
