@@ -16,7 +16,8 @@ from moe_lessons.widgets import FactsLab, Playground, SpeedupMap
 from web.text_model import stored_models, text_panels
 
 DOCS = Path("docs")
-COLLAPSE, RESCUE, EVERY = 100, 200, 4  # steps: until the auxiliary loss is switched on, until the end, for each frame
+COLLAPSE, RESCUE = 100, 200  # steps: until the auxiliary loss is switched on, until the end
+EVERY = 4  # steps for each frame
 GIF_WIDTH, NUM_COLORS = 800, 64  # of the animation: pixels, and colours, which keep it small
 SHOWN_FOR, LAST = 120, 4000  # milliseconds
 

@@ -80,7 +80,9 @@ def watch(lesson: str, names: Collection[str]) -> None:
             write_recording(RECORDINGS / f"{name}.z", repr(view), seen[view.canvas])
         return {"text/plain": repr(view)}
 
-    LiveCanvas.show, LiveRun.play, Picture._repr_mimebundle_ = shows, play_in_pictures, displayed
+    LiveCanvas.show = shows
+    LiveRun.play = play_in_pictures
+    Picture._repr_mimebundle_ = displayed
 
 
 def play_in_pictures(view: LiveRun, steps: int | None = None) -> None:

@@ -54,7 +54,8 @@ MEANING = {  # of each input
     "ids": "the bytes of a text, and what you like beyond its end",
     "entries": "entries of a phone book, in bytes",
 }
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # of torch's AdamW
+BETA1, BETA2 = 0.9, 0.999  # of torch's AdamW
+EPSILON = 1e-8  # of torch's AdamW
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,9 @@ class Trained:
         weights, mean, square, bias = self.parts(state)
 
         def loss_of(weights: Tensor):
-            losses, total, routings = [], 0.0, []
+            losses = []
+            total = 0.0
+            routings = []
             for model, tensors in zip(self.models.values(), self.named(weights, bias)):
                 logits, its = functional_call(model, tensors, (x,))
                 losses.append(F.cross_entropy(logits.flatten(0, -2), y.flatten(), ignore_index=NOT_SCORED))
@@ -243,7 +246,8 @@ class TrainedPlane(Trained):
         first["block.experts.down_proj"] = first["block.experts.down_proj"] * keep[:, None, None]  # as `nn.muted` does
         logits, (routing,) = functional_call(self.main, first, (x,))
         serves = weight_matrix(x, routing).T  # (T, E)
-        losses, hits, routings = [], [], []
+        losses, hits = [], []
+        routings = []
         for model, tensors in zip(self.models.values(), [first, *others]):
             measured, its = functional_call(model, tensors, (held_x,))
             routings += its

@@ -27,7 +27,10 @@ from moe_lessons.training import Run, train
 from moe_lessons.widgets.canvas import COLORS
 
 PATH = Path(__file__).with_name("text.z")
-TRAIN_STEPS, BATCH, WINDOW, SEED = 3000, 32, 64, 0  # WINDOW: bytes that it reads
+TRAIN_STEPS = 3000
+BATCH = 32
+WINDOW = 64  # bytes that it reads
+SEED = 0
 LIKELIEST, COLOR = 6, "#00838f"  # of the next bytes: how many are shown, and in which colour
 EXAMPLES = {  # lines to begin with; none stands in what the model has seen
     "English": "The old baker finds a red apple in the garden behind the house.",
@@ -100,7 +103,9 @@ def stored_models(path: Path = PATH) -> dict[str, LanguageModel]:
 @torch.no_grad()
 def text_panels(models: dict[str, LanguageModel], text: str, layer: int, token: int) -> list[Panel]:
     """Show a text in the colours of a layer of each model; the path of a byte; what each expects next; the block."""
-    texts, nexts, kept, ids = [], [], [], to_bytes(text)
+    texts, nexts = [], []
+    kept = []
+    ids = to_bytes(text)
     model = models["Trained"]
     block, words = model.layers[layer].ffn, {"layer": layer, "token": token, "byte": NAMES[ids[token]]}
     for name, each in models.items():

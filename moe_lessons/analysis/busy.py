@@ -38,7 +38,8 @@ def watching_others() -> Iterator[Others]:
         yield others
         return
     others = Others()
-    token, start, before = _watched.set(others), time.monotonic(), seconds_of_others()
+    token = _watched.set(others)
+    start, before = time.monotonic(), seconds_of_others()
     try:
         yield others
     finally:

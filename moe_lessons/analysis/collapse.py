@@ -175,7 +175,8 @@ class Tile:
             if not self.turned:
                 return
             self.readings.pop()
-        self.turned, read = False, self.band.evaluate(READ_POINTS)
+        read = self.band.evaluate(READ_POINTS)
+        self.turned = False
         self.clean = read["loads"]
         dead = is_dead(self.clean * self.setting.top_k).sum(axis=1)
         max_over_mean = self.clean.max(axis=1) * self.clean.shape[1]

@@ -23,7 +23,8 @@ PROMPT, IN_A_ROW = 8, 4  # tokens of each text before a measured step; steps of 
 DRAWS = 200  # decoding steps over which different experts are counted
 # The lengths of rows that measure a machine: on a CPU those of the course's largest dense model; on a GPU small ones
 # leave most of it idle.
-CPU_WIDTH, GPU_WIDTH, MACHINE_ROUNDS = 512, 8192, 12
+CPU_WIDTH, GPU_WIDTH = 512, 8192
+MACHINE_ROUNDS = 12
 MEGABYTES = 256  # of the large matrix at least
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")  # where Linux describes them
 
@@ -47,7 +48,8 @@ def decode_speed(
     models = moved(models, device)
     values, place = models.values(), device_of(models)
     length = check_positive_int("prompt_length", prompt_length) + check_positive_int("num_tokens", num_tokens)
-    rows, vocab_size = [], min(model.config.vocab_size for model in values)
+    rows = []
+    vocab_size = min(model.config.vocab_size for model in values)
     generator = torch.Generator().manual_seed(check_seed(seed))
     with torch_threads(1), evaluating(*values), watching_others(), torch.inference_mode():
         for batch in bar(batch_sizes, "batch sizes"):
@@ -122,7 +124,8 @@ def distinct_experts(model: LanguageModel, ids: Tensor, batch_sizes=(1, 2, 4, 8,
         _, routings = model(ids.to(model.embed.weight.device))
     if not routings:
         raise ValueError("model must contain a mixture of experts, got one without")
-    rows, generator = [], torch.Generator().manual_seed(seed)
+    rows = []
+    generator = torch.Generator().manual_seed(seed)
     for batch in batch_sizes:
         chosen = torch.stack([torch.randperm(num_sequences, generator=generator)[:batch] for _ in range(DRAWS)])
         place = torch.randint(length, (DRAWS, 1), generator=generator)

@@ -92,7 +92,8 @@ def routing_counts(trace: pd.DataFrame) -> dict[int, pd.DataFrame]:
 def known_shares(trace: pd.DataFrame) -> pd.DataFrame:
     """Say in each layer (a row) which share of what there is to know an expert tells: of the token, here its byte, of
     the domain, and of the domain given the token. See `known_share`."""
-    top_k, rows = len(_experts(trace)), {}
+    top_k = len(_experts(trace))
+    rows = {}
     for layer, assignments in _assignments(trace, "layer", "byte", "domain").groupby("layer"):
         token, domain, expert = assignments["byte"], assignments["domain"], assignments["expert"]
         asked = (token, expert), (domain, expert), (domain, expert, token)
@@ -166,8 +167,10 @@ def known_share(counts: Sequence, top_k: int) -> float:
 def shuffled_counts(counts: Sequence, seed: int = 0) -> np.ndarray:
     """Deal the columns of a table of counts (A, B) out to its rows at random: the control of `mutual_information`, with
     the sums of each row and each column as they were."""
-    counts, rng = _check_counts(counts, (2,)), np.random.default_rng(check_seed(seed))
-    left, rows = counts.sum(axis=0), []
+    counts = _check_counts(counts, (2,))
+    rng = np.random.default_rng(check_seed(seed))
+    left = counts.sum(axis=0)
+    rows = []
     for size in counts.sum(axis=1):
         rows.append(rng.multivariate_hypergeometric(left, size, method="marginals"))
         left = left - rows[-1]

@@ -10,7 +10,8 @@ from moe_lessons.support.data import NOTEBOOKS, PACKAGE
 from moe_lessons.support.files import write_whole
 
 JUPYTER = PACKAGE / "commands" / "jupyter"  # settings of JupyterLab
-CHECKOUT, FIRST, COPY = PACKAGE.parent, "00_welcome.ipynb", "moe_lessons_course"
+CHECKOUT = PACKAGE.parent
+FIRST, COPY = "00_welcome.ipynb", "moe_lessons_course"
 ANOTHER = "Another place: python -m moe_lessons lab FOLDER"
 # glibc then keeps the memory of a training step for the next one: a step of text takes 15 to 30 % less time.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(10**9), "MALLOC_MMAP_THRESHOLD_": str(2**25)}

@@ -58,7 +58,8 @@ def figures() -> Markdown:
     """Say each figure that the learner has measured in a sentence, as a table that a notebook shows. Beside one that
     was measured on a busy machine it says so, and below how it is measured again."""
     rows = ["| lesson | what you measured |", "|---|---|"]
-    found, busy = measured(), busy_ones(*SENTENCES)
+    found = measured()
+    busy = busy_ones(*SENTENCES)
     for key in filter(found.__contains__, SENTENCES):  # in the order of the sentences, which speak of those before
         sentence = SENTENCES[key].format(f"**{figure_sentence(found[key])}**")
         rows.append(f"| {key.split('.')[0]} | {sentence}{f' {BUSY}' * (key in busy)} |")
@@ -115,7 +116,9 @@ class Interview(Sheet):
 
     def __init__(self):
         self.questions = [read_question(*part) for part in QUESTIONS.items()]
-        self.place, self.ticks, self.title, self.note = 0, [], W.HTML(), W.HTML()
+        self.place = 0
+        self.ticks = []
+        self.title, self.note = W.HTML(), W.HTML()
         hint = "Your answer, in two or three sentences. Where you do not know, a ? will do."
         self.answer = W.Textarea(placeholder=hint, layout={"width": "auto", "height": "9em"})
         self.show = W.Button(description="Show our answer", button_style="primary")
@@ -132,10 +135,13 @@ class Interview(Sheet):
         self.go(0)
 
     def go(self, place: int) -> None:
-        self.place, now = place, self.questions[place]
+        now = self.questions[place]
+        self.place = place
         kept = progress.read()["quiz"].get(f"12.{now.key}", {})
-        self.ours.children, self.ticks = (), []
-        self.answer.value, self.answer.tooltip = str(kept.get("answer", "")), f"Your answer to: {now.question}"
+        self.ours.children = ()
+        self.ticks = []
+        self.answer.value = str(kept.get("answer", ""))
+        self.answer.tooltip = f"Your answer to: {now.question}"
         self._keep()
         self.back.disabled, self.next.disabled = place == 0, place == len(self.questions) - 1
         if isinstance(kept.get("said"), list):  # else it is none of ours: the file may be edited by hand
@@ -144,7 +150,8 @@ class Interview(Sheet):
         self.title.value = f"<h4 style='margin: 0'>{number} {now.question}</h4>"  # last: by then all stands
 
     def _reveal(self, said: list[bool] = ()) -> None:
-        now, self.ticks = self.questions[self.place], []
+        now = self.questions[self.place]
+        self.ticks = []
         for point, is_said in zip(now.points, [*said, *[False] * len(now.points)]):
             words = SOURCE.sub("", point)
             tick = W.Checkbox(value=bool(is_said), description=words, indent=False, layout={"width": "auto"})
@@ -158,7 +165,8 @@ class Interview(Sheet):
 
     def _keep(self) -> None:
         self.show.disabled = not self.answer.value.strip()
-        key, now = f"12.{self.questions[self.place].key}", {"answer": self.answer.value}
+        key = f"12.{self.questions[self.place].key}"
+        now = {"answer": self.answer.value}
         now |= {"said": [tick.value for tick in self.ticks]} if self.ticks else {}
         kept = {"answer": ""} | progress.read()["quiz"].get(key, {})
         if {**kept, **now} != kept:

@@ -42,7 +42,8 @@ class Standing(NamedTuple):  # how far the learner is in a lesson
 
 
 def standings() -> list[Standing]:
-    kept, found = progress.read(), []
+    kept = progress.read()
+    found = []
     made = [key.split(".")[0] for key, entry in kept["predictions"].items() if entry.get("answer") is not None]
     for lesson in LESSONS:
         number = lesson.number

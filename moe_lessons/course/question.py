@@ -139,7 +139,8 @@ class Waiting(Sheet):  # what happened, folded until a question is answered or s
         if hasattr(shown, "release"):
             shown.release()
         if not isinstance(shown, W.Widget):
-            shown, what = W.Output(), shown
+            what = shown
+            shown = W.Output()
             shown.append_display_data(what)
         self.children = [shown]
 
@@ -202,7 +203,8 @@ class NumberPrediction(Question):
         happened = f"What happened: {self.say(rounded(value))}."
         if self.answer is None:
             return happened
-        off, words = value - self.answer, f"You predicted: {self.say(self.answer)}.\n{happened} "
+        off = value - self.answer
+        words = f"You predicted: {self.say(self.answer)}.\n{happened} "
         if rounded(value) == rounded(self.answer):
             return f"{words}As you predicted."
         words += f"That is {self.say(rounded(abs(off)))} {'more' if off > 0 else 'less'} than you said"
@@ -246,7 +248,8 @@ class CurvePrediction(Question):
         self, question: str, x: tuple[str, float, float], y: tuple[str, float, float], key: str | None = None,
         log_x: bool = False, given: float | None = None,
     ):  # fmt: skip
-        self.log_x, self._measured = bool(log_x), []
+        self.log_x = bool(log_x)
+        self._measured = []
         places = (np.geomspace if log_x else np.linspace)(*x[1:], PLACES).tolist()
         ticks = [ticks_of(*x[1:], self.log_x), ticks_of(*y[1:], False)]
         super().__init__(question, key, x=list(x), y=list(y), places=places, ticks=ticks, given=given)
@@ -277,7 +280,8 @@ class CurvePrediction(Question):
         if self.answer is None:
             ends = (f"{rounded(y):,.12g} at {rounded(x):,.12g}" for x, y in ((xs[0], ys[0]), (xs[-1], ys[-1])))
             return f"What happened, {self.y[0]} over {self.x[0]}: {shape}, from {' to '.join(ends)}."
-        self.measured, yours = self._measured, self._shape([y for _, y in self.answer])
+        yours = self._shape([y for _, y in self.answer])
+        self.measured = self._measured
         drawn = part_of([x for x, _ in self.answer], self.places, self.log_x)
         at = np.linspace(0, 1, PLACES)
         at = at[(at >= max(drawn[0], parts[0]) - 1e-9) & (at <= min(drawn[-1], parts[-1]) + 1e-9)]
@@ -291,7 +295,8 @@ class CurvePrediction(Question):
 
     def _shape(self, ys: Sequence[float]) -> str:
         """Name the shape of a curve; what is less than a tenth of the y axis counts as level."""
-        first, last, low, high = ys[0], ys[-1], min(ys), max(ys)
+        first, last = ys[0], ys[-1]
+        low, high = min(ys), max(ys)
         tenth = (self.y[2] - self.y[1]) / 10
         is_hump, is_valley = high - max(first, last) > tenth, min(first, last) - low > tenth
         if is_hump or is_valley:

@@ -8,7 +8,9 @@ from moe_lessons.exercises.exercise import Problem, attempt, exercise
 
 # What is given: E, K and F are free. Any design is right that keeps within the limits.
 CARD = TransformerShape(32000, 2048, 24, 16, 4, 128, d_ff=1)
-MOST_GB, LEAST_GB, MOST_ACTIVE, LEAST_ACTIVE, TEXT_TOKENS = 23, 20, 3.0e9, 2.5e9, 32768
+MOST_GB, LEAST_GB = 23, 20
+MOST_ACTIVE, LEAST_ACTIVE = 3.0e9, 2.5e9
+TEXT_TOKENS = 32768
 
 
 def my_design():
@@ -25,7 +27,8 @@ def fits_the_card(answer: Callable[[], tuple[int, int, int]]) -> str:
         shape = replace(CARD, num_experts=num_experts, top_k=top_k, d_ff=d_ff)
     except ValueError as error:
         raise Problem(f"There is no such model: {error}.") from None
-    active, weights, cache = shape.count.active, shape.memory_gb(), shape.kv_cache_gb(TEXT_TOKENS)
+    active = shape.count.active
+    weights, cache = shape.memory_gb(), shape.kv_cache_gb(TEXT_TOKENS)
     found = (
         f"{shape.count.total / 1e9:.1f} B parameters, {active / 1e9:.2f} B active. {weights:.1f} GB of weights and "
         f"{cache:.1f} GB of KV cache: {weights + cache:.1f} GB, of {MOST_GB} at most."

@@ -117,7 +117,8 @@ class ConfigCalculator(Picture):
         self.inputs["top_k"].max = shape.num_experts
         for name in SIZES:
             move(self.inputs[name], getattr(shape, name))
-        self.shape, self.inputs["published"].value = shape, SLIDERS
+        self.shape = shape
+        self.inputs["published"].value = SLIDERS
         preset = next((name for name, preset in MODEL_SHAPES.items() if preset == shape), None)
         self.take_sizes(preset or "this model", sizes_of(shape), preset or shape, is_slid=True)
 
@@ -125,7 +126,8 @@ class ConfigCalculator(Picture):
         """Show these sizes, and sliders where they say them."""
         for size in SIZES:
             self.inputs[size].layout.display = None if is_slid else "none"
-        self.name, self.sizes, self.source, self.is_slid = name, sizes, source, is_slid
+        self.name, self.sizes = name, sizes
+        self.source, self.is_slid = source, is_slid
         self.problem.value = ""
         if source != self.inputs["config_file"].value:
             self.inputs["config_file"].value = ""

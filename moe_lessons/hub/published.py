@@ -153,7 +153,8 @@ def count_model(model: nn.Module, cached: list[Cached] | None) -> ModelSizes:
     sizes = {id(weight): weight.numel() for weight in model.parameters()}  # each tied weight once
     outside = {id(weight) for part in outside_parts(model) for weight in part.parameters()}
     blocks = list(find_blocks(model, outside))
-    routed, groups = {id(weight) for experts, *_ in blocks for weight in experts}, [group for *_, group in blocks]
+    routed = {id(weight) for experts, *_ in blocks for weight in experts}
+    groups = [group for *_, group in blocks]
     parts = [part for part in model.modules() if not isinstance(part, nn.Embedding)]
     products = {id(weight): weight.ndim for part in parts for weight in part.parameters(recurse=False)}
     matrices = {weight for weight, ndim in products.items() if ndim > 1} - routed - outside
@@ -200,7 +201,8 @@ def find_blocks(model: nn.Module, outside: set[int]) -> Iterator[tuple[list[Tens
 def routed_weights(name: str, module: nn.Module) -> list[tuple[Tensor, int]]:
     """The weights of a module of experts, each with the number of experts in it; none for any other module."""
     said = f"{name.rpartition('.')[2]} {type(module).__name__}".lower()
-    weights, number = list(module.parameters(recurse=False)), getattr(module, "num_experts", None)
+    weights = list(module.parameters(recurse=False))
+    number = getattr(module, "num_experts", None)
     tables = [part for part in module.children() if isinstance(part, nn.Embedding) and part.num_embeddings == number]
     if "router" not in said and tables:  # an expert is a row of each table, as in Doge
         return [(part.weight, number) for part in tables]
@@ -249,7 +251,8 @@ def cost_report(counted: PublishedCount, context: int = 4096) -> dict[str, Any]:
         notes.append(f"active_params counts experts for other tokens than text too: {unmet:,} parameters")
     if sizes.outside:
         notes.append(f"{sizes.outside:,} parameters are of parts that a token of text does not meet (image, sound)")
-    known, caches = sizes.cached is not None, {t: roofline.CACHE_BYTES[t] for t in ("float32", "bfloat16", "fp8")}
+    known = sizes.cached is not None
+    caches = {t: roofline.CACHE_BYTES[t] for t in ("float32", "bfloat16", "fp8")}
     machines = {
         name: {t: roofline.on_machine(sizes, row, t, context) for t in TYPES}
         for name, row in roofline.machines().iterrows()
@@ -281,7 +284,8 @@ def cost_report(counted: PublishedCount, context: int = 4096) -> dict[str, Any]:
 
 
 def as_tables(report: dict[str, Any]) -> str:
-    total, active, context = report["total_params"], report["active_params"], report["context_length"]
+    total, active = report["total_params"], report["active_params"]
+    context = report["context_length"]
     kinds = [f"{k['top_k']} of {k['num_experts']} experts in {k['blocks']} blocks" for k in report["experts"]]
     lines = [f"{report['class']}: " + ("; ".join(kinds) or "dense: a token uses every parameter"), ""]
     lines += [f"total parameters    {total:>20,}  {short_number(total)}: what memory must hold"]
@@ -289,10 +293,12 @@ def as_tables(report: dict[str, Any]) -> str:
     flops, longer = report["flops_per_token"], report["flops_per_token_with_context"]
     longer = "unknown" if longer is None else short_number(longer)
     lines += [f"FLOPs for a token   {flops:>20,}  {short_number(flops)}; with {context:,} tokens of context {longer}"]
-    row, cached = f"KV cache of {context:,} tokens, GB", report["kv_cache_bytes"] or {}
+    row = f"KV cache of {context:,} tokens, GB"
+    cached = report["kv_cache_bytes"] or {}
     held = pd.DataFrame({"weights, GB": report["weight_bytes"], row: cached}).T / 1e9
     lines += ["", held.to_string(float_format="{:,.4g}".format, na_rep="" if cached else "unknown"), ""]
-    rows, memory = {}, roofline.machines().memory_bytes
+    rows = {}
+    memory = roofline.machines().memory_bytes
     for name, on in report["machines"].items():
         rows[name] = {("memory", "GB"): f"{memory[name] / 1e9:.0f}"}
         rows[name] |= {("fits in", t): "yes" if row["fits"] else "no" for t, row in on.items()}

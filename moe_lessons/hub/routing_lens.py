@@ -79,7 +79,8 @@ class Lens:
 
     def _begin(self, module, args: tuple, kwargs: dict) -> None:
         mask = (dict(zip(self._arguments, args)) | kwargs).get("attention_mask")
-        self._outputs, self._mask = {}, mask if getattr(mask, "ndim", 0) == 2 else None
+        self._outputs = {}
+        self._mask = mask if getattr(mask, "ndim", 0) == 2 else None
 
     def _end(self, module, args: tuple, output) -> None:
         self._outputs = None
@@ -119,7 +120,8 @@ def joined(routings: Sequence[Routing]) -> Routing:
     """One `Routing` of the tokens of all, which are of one layer, or of layers alike; first choices first."""
     if len(routings) == 1:
         return routings[0]
-    starts, columns = np.cumsum([0, *(routing.num_tokens for routing in routings)]).tolist(), {}
+    starts = np.cumsum([0, *(routing.num_tokens for routing in routings)]).tolist()
+    columns = {}
     for name in (field.name for field in fields(Routing) if field.name != "top_k"):
         parts = [getattr(routing, name) for routing in routings]
         columns[name] = torch.cat([idx + start for idx, start in zip(parts, starts)] if "token_idx" in name else parts)

@@ -29,7 +29,8 @@ class Attention(nn.Module):
     def __init__(self, d_model: int, num_heads: int, num_kv_heads: int):
         super().__init__()
         check_heads(d_model, num_heads, num_kv_heads)
-        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, d_model // num_heads
+        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
+        self.head_dim = d_model // num_heads
         self.qkv_proj = nn.Linear(d_model, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=False)
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
@@ -92,7 +93,9 @@ class KVCache:
         except (RuntimeError, TypeError) as error:  # no room, or a size of more than 64 bits
             room = f"must leave room in memory for its {max_length} tokens each"
             raise ValueError(f"batch_size {room}, got {batch_size}") from error
-        self.batch_size, self.max_length, self.length, self.cos_sin = batch_size, max_length, 0, cos_sin
+        self.batch_size, self.max_length = batch_size, max_length
+        self.length = 0
+        self.cos_sin = cos_sin
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keep the new keys and values (B, G, T, h) of a layer, and return all that it has: (B, G, S, h) each."""

@@ -29,7 +29,8 @@ def dense_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
 
 def loop_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
     """One expert after the other: gather the rows of its tokens, run it, add what comes out to the output."""
-    in_proj, down_proj, weight = experts.in_proj, experts.down_proj, routing.weight.to(x.dtype)
+    in_proj, down_proj = experts.in_proj, experts.down_proj
+    weight = routing.weight.to(x.dtype)
     if torch.is_grad_enabled():  # backward, each in_proj[e] would fill a whole gradient with zeros
         in_proj, down_proj = in_proj.unbind(0), down_proj.unbind(0)
 

@@ -53,7 +53,8 @@ class MoE(nn.Module):
         super().__init__()
         self.router = make_router(router, d_model, num_experts, top_k, **router_options)
         self.experts = Experts(num_experts, d_model, d_ff, activation)
-        self.d_model, self.d_ff, self.num_experts = d_model, d_ff, num_experts
+        self.d_model, self.d_ff = d_model, d_ff
+        self.num_experts = num_experts
         self.top_k = check_top_k(top_k, num_experts)
         shared_d_ff = check_count("shared_d_ff", shared_d_ff)
         self.shared_expert = FeedForward(d_model, shared_d_ff, activation) if shared_d_ff > 0 else None

@@ -56,7 +56,8 @@ DISPATCH["exchange"] = exchange_dispatch
 
 def one_each(rows: Tensor, expert_idx: Tensor, num_experts: int) -> Routing:
     """Make the routing in which row r goes to expert_idx[r] with weight 1. Its probabilities are never read."""
-    probs, row_idx = rows.new_zeros(1, 1).expand(len(rows), num_experts), torch.arange(len(rows), device=rows.device)
+    probs = rows.new_zeros(1, 1).expand(len(rows), num_experts)
+    row_idx = torch.arange(len(rows), device=rows.device)
     return Routing.all_kept(probs, probs, row_idx, expert_idx, rows.new_ones(len(rows)))
 
 

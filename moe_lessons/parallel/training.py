@@ -99,7 +99,8 @@ def train_rank(settings: Settings) -> Iterator[dict]:
     step = load_ranks(settings, model, optimizer) if settings.checkpoint else 0
     yield {"event": "start", "ranks": ranks, "restart": restart, "from_step": step}
     texts = {name: make_text(name, 50_000) for name in ("english", "code", "arithmetic")}  # made in a moment
-    task, size = TextTask(texts, settings.context), settings.batch // ranks
+    task = TextTask(texts, settings.context)
+    size = settings.batch // ranks
     while step < settings.steps:
         begin = time.perf_counter()
         if settings.fault and (step, restart) == (settings.at, 0):
@@ -198,7 +199,8 @@ def load_ranks(settings: Settings, model: nn.Module, optimizer: torch.optim.Opti
     Path(settings.checkpoint).mkdir(parents=True, exist_ok=True)
     if not (found := checkpoints_in(settings.checkpoint)):
         return 0
-    path, ours = found[-1], describe(settings)
+    path = found[-1]
+    ours = describe(settings)
     try:
         about = json.loads((path / ABOUT).read_text("utf-8"))
         theirs = {name: about[name] for name, value in ours.items() if about[name] != value}
@@ -215,7 +217,8 @@ def load_ranks(settings: Settings, model: nn.Module, optimizer: torch.optim.Opti
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return all tensors of model and AdamW, which may be written to; those of experts as parts of the whole."""
-    experts, state = exchange.expert_parameters(model), {}
+    experts = exchange.expert_parameters(model)
+    state = {}
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for name, p in model.named_parameters():
         if not optimizer.state[p]:  # before the first step

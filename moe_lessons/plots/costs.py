@@ -25,7 +25,8 @@ def designs_over_time(frame: pd.DataFrame, named: Collection[str] = ()) -> style
     """Draw E/K and F/D of each model of `modern_models()` at the day of its release, some with their names, and the
     median of each year. Full: with shared experts; the colour says how the load is balanced. What would cover another
     one stands up to `APART` days beside it for each."""
-    figure, titles = style.LessonFigure(9.6, 7), ("Sparsity E / K", "Width of an expert over that of the model, F / D")
+    figure = style.LessonFigure(9.6, 7)
+    titles = ("Sparsity E / K", "Width of an expert over that of the model, F / D")
     ways = np.select([frame.balancing.str.startswith(way) for way in ("bias", "aux")], [4, 3], 5)  # their ink
     labels = {3: "auxiliary loss (by maker or code)", 4: "expert bias (by maker or code)", 5: "balancing not stated"}
     for place, y in enumerate((frame.num_experts / frame.top_k, frame.d_ff / frame.d_model)):
@@ -65,13 +66,18 @@ def parameter_panel(parts: Mapping[str, ParameterCount]) -> Panel:
 def layer_panel(shape: TransformerShape, context: int, title: str) -> Panel:
     """Show the matrices in a layer of a dense model to one scale: an area is its parameters, and half its FLOPs for a
     token. In a frame: the products with the `context` tokens attended to, which have no parameters."""
-    D, q, kv = shape.d_model, shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    D = shape.d_model
+    q, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     free = "scores, sum"  # without parameters
     attention = {"queries": q, "keys": kv, "values": kv, free: round(2 * context * q / D), "output": q}  # columns
     ffn = dict.fromkeys(("gate", "up", "down"), shape.d_ff)
     work = sum((attention | ffn).values())
-    scale, left, heads, boxes, arrows = 860 / work, 24, [], [], [((0, 22, 980, 22), -1, -1)]
-    high, weights = D * scale, work - attention[free]
+    scale = 860 / work
+    left = 24
+    heads, boxes = [], []
+    arrows = [((0, 22, 980, 22), -1, -1)]
+    high = D * scale
+    weights = work - attention[free]
     for name, part, fill in (("Attention: between tokens", attention, 9), ("FFN: each token by itself", ffn, 7)):
         columns = sum(part.values())
         weighted = columns - part.get(free, 0)  # that have parameters
@@ -80,7 +86,8 @@ def layer_panel(shape: TransformerShape, context: int, title: str) -> Panel:
         heads += [words(left, y, text) for y, text in zip((60, high + 92, high + 110), (name, *costs))]
         arrows.append(((left + 8, 24, left + 8, 50), -1, -1))
         for text, wide in part.items():
-            place, is_free = (left + wide * scale / 2, 76 + high / 2, wide * scale, high), text == free
+            place = (left + wide * scale / 2, 76 + high / 2, wide * scale, high)
+            is_free = text == free
             says = f"{text}: {0 if is_free else D * wide:,} parameters, {2 * D * wide:,} FLOPs"
             boxes.append(box(*place, text if wide * scale > 30 else text[0], 1 if is_free else fill, says=says))
             left += wide * scale + 4
@@ -108,7 +115,8 @@ def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machi
     sequences = "1 sequence" if batch == 1 else f"{batch:,} sequences"
     columns = []
     for m in models.values():
-        there, cache = on_machine(m, machine, dtype, context, batch), CACHE_BYTES[dtype] * batch * m.cache(context)
+        there = on_machine(m, machine, dtype, context, batch)
+        cache = CACHE_BYTES[dtype] * batch * m.cache(context)
         column = {
             "total parameters": short_number(m.total),
             "active parameters": short_number(m.active),

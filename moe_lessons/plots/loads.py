@@ -70,7 +70,8 @@ def logit_gradient_bars(own, others, load, title: str, ax: Axes) -> Axes:
 def buffers(routing: Routing, capacity: int, title: str, ax: Axes) -> Axes:
     """Draw the tokens in their order, in the colour of their highest scores, below them the `capacity` (C) places of
     each expert, and in red frames what was dropped. routing: from `apply_capacity`."""
-    lost, num_experts = set(routing.dropped_token_idx.tolist()), routing.num_experts
+    lost = set(routing.dropped_token_idx.tolist())
+    num_experts = routing.num_experts
     boxes = [(t, e, t, -1.9, t in lost) for t, e in enumerate(routing.router_probs.argmax(dim=1).tolist())]
     for start, kind in ((0, ""), (capacity, "dropped_")):
         tokens, experts = (getattr(routing, f"{kind}{name}_idx") for name in ("token", "expert"))
@@ -103,7 +104,8 @@ def plot_exchange(traffic: Mapping[str, Tensor], even: float | None = None) -> A
     drawn = LessonFigure(4.8, 3.9) if len(rows) == 1 else LessonFigure(0.8 + 3.1 * len(rows), 3.75)
     places = drawn.subplots(1, len(rows), squeeze=False)[0]
     for ax, (name, matrix) in zip(places, rows.items()):
-        ranks, received, share = np.arange(len(matrix)), matrix.sum(axis=0), matrix * len(matrix) / mean[name]
+        ranks = np.arange(len(matrix))
+        received, share = matrix.sum(axis=0), matrix * len(matrix) / mean[name]
         busiest = f"busiest rank {received.max() / mean[name]:.2g} × {'uniform' if even else 'the mean'}"
         dress(ax, f"{name}: {busiest}", "to rank", "from rank")
         mesh = two_ways(ax, [np.arange(len(matrix) + 1)] * 2, share, 1, most)

@@ -21,14 +21,16 @@ RULES = {"dash": ("--", 1.2, 1), "even": ((0, (2, 3)), 0.8, 0.75), "limit": ("-"
 FILLING = Field | Cells | marks.Stack | marks.Heat | marks.Boxes | marks.Lamps | marks.Route  # the panel
 LEAST_PART = 0.008  # of a plane, as in the page: a smaller territory has no number
 RING = {"marker": "o", "ms": 12, "mfc": "none", "mec": style.RED, "mew": 2.2, "clip_on": False}
-TITLE, LINE, BOX = 24, 18, 30  # pixels: heights of a title, of a line of text, and of one with experts
+TITLE = 24  # pixels: heights of a title, a line of text, and one with experts
+LINE, BOX = 18, 30
 DRAWABLE = frozenset(get_font(findfont(FONT)).get_charmap())
 
 
 def plot(panel: Panel, ax: Axes | None = None, width: float = 6.4, height: float = 2.8) -> Axes:
     """Draw one panel in given axes, or in those of a new figure of this size in inches."""
     ax = LessonFigure(width, height).add_subplot() if ax is None else ax
-    x, y, first = panel.x, panel.y, panel.marks[0]
+    x, y = panel.x, panel.y
+    first = panel.marks[0]
     is_filled = any(isinstance(mark, FILLING) for mark in panel.marks)
     style.dress(ax, panel.title, x.label, y.label)
     if isinstance(first, Parts):
@@ -207,7 +209,8 @@ def draw_stack(mark: marks.Stack, ax, panel):
 
 
 def draw_heat(mark: marks.Heat, ax, panel):
-    z, (x, x_end), (y, y_end) = np.asarray(mark.z, dtype=float), ax.get_xlim(), ax.get_ylim()
+    z = np.asarray(mark.z, dtype=float)
+    (x, x_end), (y, y_end) = ax.get_xlim(), ax.get_ylim()
     rows = np.linspace(y, y_end, len(z))
     plane = np.linspace(x, x_end, z.shape[1]), rows, z
     ax.pcolormesh(*plane, cmap=_two_ways(), vmin=-mark.most, vmax=mark.most, shading="gouraud", zorder=0.5)
@@ -246,7 +249,8 @@ def draw_drawn(mark: marks.Drawn, ax, panel):
 
 
 def draw_spots(mark: marks.Spots, ax, panel):
-    colors, (x, *x_ends), (y, *y_ends) = [LIGHT.lines[ink % 8] for ink in mark.ink], mark.x, mark.y
+    colors = [LIGHT.lines[ink % 8] for ink in mark.ink]
+    (x, *x_ends), (y, *y_ends) = mark.x, mark.y
     ax.hlines(y, *x_ends, colors=colors, lw=1.5)
     ax.vlines(x, *y_ends, colors=colors, lw=1.5)
     ax.scatter(x, y, 50, colors, ec=LIGHT.background, zorder=3, clip_on=False)
@@ -308,7 +312,9 @@ def draw_arrows(mark: marks.Arrows, ax, panel):
 
 def draw_route(mark: marks.Route, ax, panel):
     probs, weights = np.asarray(mark.probs, dtype=float), np.asarray(mark.weights, dtype=float)
-    busy, x, grey = np.flatnonzero(weights > 0), (np.arange(len(probs)) + 0.5) / len(probs), _between(0.3)
+    busy = np.flatnonzero(weights > 0)
+    x = (np.arange(len(probs)) + 0.5) / len(probs)
+    grey = _between(0.3)
     ax.set(xlim=(0, 1), ylim=(1, 0))
     for expert in busy:
         for ends in (((x[expert], 0.22), (x[expert], 0.52)), ((x[expert], 0.52), (0.5, 0.79))):
@@ -368,7 +374,8 @@ def _lay_out(mark: Text, width: float) -> tuple[list, list, int, int]:
     experts = [-1] * sum(map(len, mark.texts)) if mark.experts is None else mark.experts
     columns = int(width / (8 if mark.experts is None else 12 if max(experts, default=0) < 10 else 16))
     sizes = iter([1] * len(experts) if mark.sizes is None else mark.sizes)
-    names, letters, line = [], [], 0
+    names, letters = [], []
+    line = 0
     for i, text in enumerate(mark.texts):
         if mark.names:
             names.append((mark.names[i], line))

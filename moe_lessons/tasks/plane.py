@@ -14,7 +14,8 @@ NUM_PROTOTYPES, NUM_CLASSES = 24, 8
 CLASS_MAP = 96  # places of `class_map` in each direction
 PLANE_TASKS = ("blobs", "voronoi", "waves", "checker", "uneven")
 # of one's own points: how many, the hundredths of each direction, and the standard deviation by which a draw is moved
-MOST_POINTS, PLACES, OWN_NOISE = 500, 201, 0.03
+MOST_POINTS, PLACES = 500, 201
+OWN_NOISE = 0.03
 POINTS_ARE = "a text as 'Draw points' writes it, four signs a point"
 
 

@@ -80,7 +80,8 @@ def arithmetic(rng: Random) -> str:
 
 def brackets(rng: Random) -> str:
     """Write a line of nested brackets of three kinds, each closed by its own."""
-    line, to_close, length = "", [], rng.randint(10, 50)
+    line, to_close = "", []
+    length = rng.randint(10, 50)
     while to_close or len(line) < length:
         room = len(line) + len(to_close) < length
         if not to_close or (room and rng.random() < 0.5):
@@ -96,7 +97,7 @@ WRITERS = {"english": english, "code": code, "json": json_record, "arithmetic": 
 WRITERS["greek"] = lambda rng: english(rng).translate(TO_GREEK)  # two bytes a letter
 DOMAINS = tuple(WRITERS)
 # Two topics, in sentences of one kind: their people, things, places and verbs differ; looks, times and letters do not.
-WRITERS |= {topic: partial(english, **own) for topic, own in TOPICS.items()}
+WRITERS |= {topic: partial(english, **words) for topic, words in TOPICS.items()}
 
 
 PIECE_BYTES = 2_000  # of a real text, at least: what is held out comes from many places

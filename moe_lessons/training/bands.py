@@ -41,7 +41,8 @@ class SeedBand(Run):
         if not self.seeds:
             raise ValueError(f"seeds must be one or more whole numbers from 0 up, got {seeds!r}")
         models, tasks = zip(*(plane_model(setting, seed) for seed in self.seeds), strict=True)
-        band, self.tasks = BandClassifier(models), tasks
+        band = BandClassifier(models)
+        self.tasks = tasks
         super().__init__(band.to(check_device(device)), tasks[0], lr=setting.lr, seed=self.seeds[0])
         self.num_experts = [setting.num_experts]
         for group in self.optimizer.param_groups:
@@ -116,7 +117,8 @@ class BandClassifier(nn.Module):
 
     def __init__(self, models: list[PlaneClassifier]):
         super().__init__()
-        first, moes = models[0].block, [model.block for model in models]
+        first = models[0].block
+        moes = [model.block for model in models]
         self.embed = Linears([model.embed for model in models])
         self.head = Linears([model.head for model in models])
         router = IslandRouter(moe.router for moe in moes)

@@ -26,7 +26,9 @@ def bar(things: Iterable[Thing], what: str = "") -> Iterator[Thing]:
     >>> [n * n for n in bar(range(3))]
     [0, 1, 4]
     """
-    things, interrupts, given = list(things), [], {"desc": what, "leave": False}
+    things = list(things)
+    interrupts = []
+    given = {"desc": what, "leave": False}
     if in_notebook():
         made = NotebookBar(total=len(things), display=False, disable=static_mode(), **given)
     else:

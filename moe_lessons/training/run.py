@@ -95,7 +95,8 @@ class Run:
         if max_grad_norm is not None:
             check_number("max_grad_norm", max_grad_norm, above=True)
         self.decay_steps, self.max_grad_norm = decay_steps, max_grad_norm
-        self.model, self.task, self.device = model, task, next(model.parameters()).device
+        self.model, self.task = model, task
+        self.device = next(model.parameters()).device
         self._parameters = list(model.parameters())
         # fused: twice as fast as foreach at every size of the lessons
         self.optimizer = torch.optim.AdamW(self._parameters, lr=lr, weight_decay=0.0, fused=True)

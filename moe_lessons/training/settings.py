@@ -88,7 +88,8 @@ def plane_model(setting: PlaneSetting, seed: int = 0, block=None, device="cpu") 
 
     block: a class of your own, called as block(d_model=…, d_ff=…, num_experts=…, top_k=…); it keeps these four as
     attributes and its experts in `experts`, and its forward maps x (T, D) to y (T, D) and a `Routing`."""
-    task, device = PlaneTask(setting.task, seed, setting.points), check_device(device)
+    task = PlaneTask(setting.task, seed, setting.points)
+    device = check_device(device)
     sizes = {"d_model": D_MODEL, "d_ff": setting.d_ff, "num_experts": setting.num_experts, "top_k": setting.top_k}
     with seeded(seed):
         if block is None:
@@ -96,7 +97,8 @@ def plane_model(setting: PlaneSetting, seed: int = 0, block=None, device="cpu") 
         else:
             moe = make_block(block, sizes)
         model = PlaneClassifier(moe, NUM_CLASSES)
-    sharpness, router = ROUTER_STARTS[setting.router_start], getattr(model.block, "router", None)
+    sharpness = ROUTER_STARTS[setting.router_start]
+    router = getattr(model.block, "router", None)
     if sharpness and getattr(getattr(router, "weight", None), "shape", None) == (setting.num_experts, D_MODEL):
         model.start_router_at(spread_prototypes(task, setting.num_experts, seed), sharpness)
     return model.to(device), task
@@ -107,11 +109,13 @@ def make_block(block, sizes: dict[str, int]) -> nn.Module:
     if not callable(block) or isinstance(block, nn.Module):
         raise ValueError(f"block must be a class called with {', '.join(sizes)}, got {type(block).__name__}")
     block, x = block(**sizes), torch.randn(5, D_MODEL)
-    name, given, out = type(block).__name__, x.clone(), block(x)
+    name = type(block).__name__
+    given, out = x.clone(), block(x)
     for size, value in sizes.items():
         if getattr(block, size, None) != value:
             raise ValueError(f"block must keep {size} as given ({value}), got {getattr(block, size, None)} in {name}")
-    experts, top_k, num_experts = getattr(block, "experts", None), block.top_k, block.num_experts
+    experts = getattr(block, "experts", None)
+    top_k, num_experts = block.top_k, block.num_experts
     y, routing = out if isinstance(out, tuple) and len(out) == 2 else (out, None)
     contract = {
         "keep its experts in a module such as nn.ModuleList": lambda: isinstance(experts, nn.Module),

@@ -23,7 +23,8 @@ from moe_lessons.widgets.spec import Spec
 
 MOST_TILES, MOST_SEEDS = 12, 10
 ALONE = "nothing else"
-READ_EVERY, READ_EVERY_EARLY, EARLY = 20, 5, 40  # steps: a collapse takes some 25
+READ_EVERY, READ_EVERY_EARLY = 20, 5  # steps
+EARLY = 40  # steps: a collapse takes some 25
 CURVE_NAMES = ("dead experts", "max over mean", "accuracy")
 SETTING_FIELDS = tuple(field.name for field in fields(PlaneSetting))
 SETTINGS = {name: getattr(PRESETS["collapse"], name) for name in SETTING_FIELDS}
@@ -96,7 +97,8 @@ class BalancingLab(Lab):
         (base, settings), collapse = self._settings(values), self._collapse
         if base.lr != collapse.setting.lr and collapse.step > 0:
             collapse.changes.append(collapse.step)
-        collapse.setting, collapse.band.knobs.lr = base, base.lr
+        collapse.setting = base
+        collapse.band.knobs.lr = base.lr
         self.tiles = {n: self.tiles.get(n) or replace(collapse, setting=setting) for n, setting in settings.items()}
         for name, tile in self.tiles.items():
             tile.turn(settings[name])

@@ -82,7 +82,8 @@ class LiveCanvas(anywidget.AnyWidget):
         is_a_try = self.frame - self.answered >= IN_FLIGHT
         if is_a_try:  # after silence
             self._patience = min(2 * self._patience, LONGEST_PATIENCE)
-        self.frame, self._sent_at = self.frame + 1, time.monotonic()
+        self.frame += 1
+        self._sent_at = time.monotonic()
         slots, data = [], bytearray()
         for slot, array in arrays.items():
             slots.append([slot, array.dtype.str[1:], array.shape, len(data)])

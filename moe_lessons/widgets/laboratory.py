@@ -130,7 +130,8 @@ class Lab(LiveRun):
 
     def controls(self) -> list[W.Widget]:
         """Make a control for each name that has none yet, under three headings, and a place to say why some idle."""
-        shown, self._idle = [], W.HTML()
+        shown = []
+        self._idle = W.HTML()
         for group, names in self.spec.groups.items():
             names = [name for name in names if name not in self.inputs]
             made = {name: control(name, self.stops(name, self.state.values)) for name in names}

@@ -77,7 +77,8 @@ class LiveRun(Picture):
         most = min(len(self.functions), 12)
         self.columns = None if columns is None else min(check_positive_int("columns", columns), most)
         play = play and check_positive_int("play", play)
-        self.spec, self.state = spec, State(dict(values) | {"play": play, "max_steps": max_steps})
+        self.spec = spec
+        self.state = State(dict(values) | {"play": play, "max_steps": max_steps})
         self._cache: dict[Any, CachedReading] = {}  # by a name, panels by their places, and the 'lines' of text
         self._spent = 0.0  # CPU seconds of all of them
         self.loop = Loop(self)
@@ -162,7 +163,8 @@ class LiveRun(Picture):
         check_positive_int("steps", steps)
 
         def train() -> None:
-            self.loop.trouble, until = "", self.step + steps
+            self.loop.trouble = ""
+            until = self.step + steps
             try:
                 while self.step < until:
                     self.train_one()
@@ -184,7 +186,8 @@ class LiveRun(Picture):
         """End the training and remove the view with all its widgets."""
         if hasattr(self, "loop"):  # else it was refused when it was made
             self.loop.end()
-            self.runs, self.state.ghost, self._cache = {}, None, {}
+            self.runs, self._cache = {}, {}
+            self.state.ghost = None
             super().close()
 
     def train_one(self) -> None:
@@ -263,11 +266,14 @@ class LiveRun(Picture):
         # a panel that is drawn while it trains may show a reading of an earlier step: it is stale in the pause
         version = self.loop.playing, self.step, self.main_run.knobs.is_noisy, self.state.values
         version += len(self.state.changes), self.reading_depends_on()
-        panels, share, is_late = {}, PANELS_SHARE / len(self.functions), False
+        panels = {}
+        share = PANELS_SHARE / len(self.functions)
+        is_late = False
         for place, function in enumerate(self.functions):
             if place not in self.canvas.panels:  # the page has none there
                 self._cache.pop(place, None)
-            depends_on, cached = (function, self.main_run), self._cache.get(place)
+            depends_on = (function, self.main_run)
+            cached = self._cache.get(place)
             is_stale, is_quick = self._is_stale(place, depends_on, version, share), cached and cached.cost < QUICK
             if is_stale and asked and cached and not is_quick and self.loop.events:
                 is_late = True
@@ -283,7 +289,8 @@ class LiveRun(Picture):
             return 0.0
         words: dict[str, Any] = {}
         try:
-            panels, now = self._stale_panels(asked), round(time.monotonic() / TEXT_INTERVAL)
+            panels = self._stale_panels(asked)
+            now = round(time.monotonic() / TEXT_INTERVAL)
             if asked or self._is_stale("lines", (), now, PANELS_SHARE / len(self.functions)):
                 words = self._compute("lines", self.lines, (), now)
         except INTERRUPTS:
@@ -292,12 +299,14 @@ class LiveRun(Picture):
             if not self.canvas.frame:  # there was no picture yet
                 raise
             self.pause()
-            self.loop.trouble, panels = error_sentence(error), {}
+            self.loop.trouble = error_sentence(error)
+            panels = {}
             if any(has_diverged(run) for run in self.runs.values()):
                 self.go_back()
                 self.loop.trouble = "The last step was too large and is taken back: lower the learning rate to go on."
                 panels, words = self._stale_panels(True), self.lines()
-        start, experts = time.thread_time(), (self.main_run.num_experts or [0])[0] * self.spec.has_chips
+        start = time.thread_time()
+        experts = (self.main_run.num_experts or [0])[0] * self.spec.has_chips
         words |= {"step": self.step, "state": "training" if self.loop.playing else "paused", "experts": experts}
         words |= {"trouble": self.loop.trouble, "budget": self.loop.budget, "until": self.loop.until}
         self.canvas.show(panels, len(self.functions), **words)

@@ -42,13 +42,16 @@ class Loop:
         self._busy = self._interrupted = self._ended = False
         self._unseen = False  # actions were done that no picture shows yet
         # of the last picture: when it was, after how much CPU time, and what pictures cost before any panel is drawn
-        self._last, self._paid, self._overhead = 0.0, 0.0, 0.001
+        self._last, self._paid = 0.0, 0.0
+        self._overhead = 0.001
 
     running = property(lambda self: self._task is not None and not self._task.done(), doc="Whether it trains now.")
 
     def play(self, steps: int) -> None:
         self._check_open()
-        self.playing, self.trouble, self._interrupted, self.budget, self._held = True, "", False, steps, 0
+        self.playing, self._interrupted = True, False
+        self.trouble = ""
+        self.budget, self._held = steps, 0
         self.restart_budget()
         _loops.add(self)
         if not self.running:  # else it goes on, even if it was about to pause
@@ -56,7 +59,8 @@ class Loop:
 
     def hold(self) -> None:
         """Put off the training that was asked for until `release`, or until a cell waits for it."""
-        self._held, self.playing = self.budget * self.playing, False
+        self._held = self.budget * self.playing
+        self.playing = False
 
     def release(self) -> None:
         if self._held:
@@ -135,14 +139,17 @@ class Loop:
     def show_if_due(self) -> None:
         """Show the view while it trains, if it is time."""
         if self.playing and (self._unseen or self._is_due()):
-            asked, self._unseen, cpu = self._unseen, False, time.thread_time()
+            asked = self._unseen
+            self._unseen = False
+            cpu = time.thread_time()
             self._overhead += 0.2 * (self.view.show(asked) - self._overhead)
             self._last, self._paid = time.perf_counter(), time.thread_time()
             self.cost["showing"] += self._paid - cpu
             self.cost["pictures"] += 1
 
     def _is_due(self) -> bool:
-        waited, earned, canvas = time.perf_counter() - self._last, time.thread_time() - self._paid, self.view.canvas
+        waited, earned = time.perf_counter() - self._last, time.thread_time() - self._paid
+        canvas = self.view.canvas
         return waited > 0.95 * canvas.behind / FPS and earned > self._overhead / SENDING and canvas.ready
 
     def _drain(self) -> None:
@@ -159,7 +166,8 @@ class Loop:
     def _do_actions(self) -> None:
         """Do what was posted, in its order; what goes wrong is said."""
         self._unseen |= bool(self.queue)
-        busy, self._busy = self._busy, True
+        busy = self._busy
+        self._busy = True
         try:
             while self.queue:
                 self._do(self.queue.popleft())
@@ -184,7 +192,8 @@ class Loop:
 def _pause_all() -> bool:
     """Pause all training at an interrupt, which between cells the kernel would ignore; it need not hear of it."""
     for loop in [loop for loop in _loops if loop.running]:
-        loop.playing, loop._interrupted, loop.trouble = False, True, "Interrupted: the training is paused."
+        loop.playing, loop._interrupted = False, True
+        loop.trouble = "Interrupted: the training is paused."
     return False
 
 

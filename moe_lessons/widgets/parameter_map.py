@@ -64,7 +64,8 @@ class ParameterMap(Player):
         shown, size = {self.slider.value: SAID}, {"width": 7, "height": 380}
         title = "Mixtral 8x7B: the parameters that a token uses (random choices)"
         if static_mode():
-            shown, size, title = dict.fromkeys(STILLS, ""), size | {"width": 3}, "Random choices, token {}"
+            shown, size = dict.fromkeys(STILLS, ""), size | {"width": 3}
+            title = "Random choices, token {}"
         maps = [self.drawn(token, title.format(token), caption=said, **size) for token, said in shown.items()]
         steps, alone = np.arange(1, PASSING_TOKENS + 1), np.full(PASSING_TOKENS, self.sizes.active / 1e9)
         marks = [Line(steps, self.together / 1e9, "all tokens so far", 0), Line(steps, alone, "one token", 3)]

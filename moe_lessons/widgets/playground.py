@@ -169,7 +169,9 @@ class Playground(Lab):
         if self.is_front:
             first = [self.inputs[name] for name in FRONT_CONTROLS]
             rest = [widget for widget in made if widget not in first]
-            made, self._rest, self._all_functions = first + rest, self._rest + rest, self.functions
+            made = first + rest
+            self._rest += rest
+            self._all_functions = self.functions
             self._show_rest()
         return made
 
@@ -236,13 +238,15 @@ class Playground(Lab):
         return *super().reading_depends_on(), self.state.muted
 
     def words(self) -> str:
-        losses, guessing = [record.loss for record in self.main_run.records[-RECENT:]], math.log(NUM_CLASSES)
+        losses = [record.loss for record in self.main_run.records[-RECENT:]]
+        guessing = math.log(NUM_CLASSES)
         is_worse = self.step > RECENT and sum(losses) > 1.1 * guessing * len(losses)
         worse = TIPS["reading"]["worse"].format(guessing=f"{guessing:.2f}") * is_worse
         return super().words() + worse + self._words_of_points()
 
     def _words_of_points(self) -> str:
-        said, (points, classes) = TIPS["reading"], read_points(self.state.values["points"])
+        said = TIPS["reading"]
+        points, classes = read_points(self.state.values["points"])
         if not len(points):
             return "" if self.state.pen is None else said["draw"]
         return said["own"].format(points=len(points)) + said["one class"] * (len(classes.unique()) == 1)
@@ -256,7 +260,8 @@ class Playground(Lab):
         mine = routing.token_idx == i
         chosen = zip(routing.weight[mine].tolist(), routing.expert_idx[mine].tolist())
         served = ", ".join(f"{weight:.2f} × E{expert}" for weight, expert in chosen) or TIPS["reading"]["dropped"]
-        verdict, place = "correct" if plane.correct[i] else "wrong", {"x": f"{x:.2f}", "y": f"{y:.2f}"}
+        verdict = "correct" if plane.correct[i] else "wrong"
+        place = {"x": f"{x:.2f}", "y": f"{y:.2f}"}
         facts = place | {"label": int(plane.classes[i]), "verdict": verdict, "read": read, "served": served}
         text = TIPS["reading"]["token"].format(token=i, **facts)
         if (expert := self.state.muted) is not None:

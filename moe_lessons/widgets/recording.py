@@ -29,7 +29,9 @@ class Player(Picture):
     timer = None  # of the next frame; one that was refused when it was made is closed, too
 
     def __init__(self, title: str, slider: W.Widget, last: int, *controls: W.Widget, first: int = 0):
-        self.slider, self.first, self.last, self.events = slider, first, last, event_loop()
+        self.slider = slider
+        self.first, self.last = first, last
+        self.events = event_loop()
         self.button = W.Button(description="Play", icon="play", button_style="primary", tooltip="Play or stop")
         self.button.on_click(lambda _: on_the_loop(self.events, self.play))
         for moved in (slider, *controls):

@@ -53,7 +53,7 @@ def text_run() -> Run:
     return run
 
 
-def of(panel, kind: type) -> list:
+def marks_of(panel, kind: type) -> list:
     return [mark for mark in panel.marks if isinstance(mark, kind)]
 
 
@@ -95,13 +95,13 @@ def test_what_a_run_has_spent_and_its_history_ends_with_it(view, text_run):
 
 def test_the_loss_of_each_model(view):
     panel = PANELS["loss"](view)
-    for line, (name, run) in zip(of(panel, Line), view.runs.items(), strict=True):
+    for line, (name, run) in zip(marks_of(panel, Line), view.runs.items(), strict=True):
         np.testing.assert_allclose(line.y, smooth([r.loss for r in run.records]), rtol=1e-5)
         assert line.name == name and line.x.tolist() == list(range(1, STEPS + 1))
-    assert [rule.x for rule in of(panel, Rule)] == [3] and panel.x.link == "step"
+    assert [rule.x for rule in marks_of(panel, Rule)] == [3] and panel.x.link == "step"
     against = PANELS["loss"](view_of(view.runs, x_axis="FLOPs", ghost=view.runs["MoE"]))
-    assert len(of(against, Line)) == len(view.runs) + 1  # the previous run
-    assert of(against, Rule)[0].x == pytest.approx(spent(view.main_run, "FLOPs")[2])
+    assert len(marks_of(against, Line)) == len(view.runs) + 1  # the previous run
+    assert marks_of(against, Rule)[0].x == pytest.approx(spent(view.main_run, "FLOPs")[2])
 
 
 def test_a_long_ghost_or_one_that_diverged_does_not_squeeze_a_young_run():
@@ -113,20 +113,20 @@ def test_a_long_ghost_or_one_that_diverged_does_not_squeeze_a_young_run():
 
 def test_the_load_is_that_of_the_last_steps_and_of_the_router_before_the_first(view):
     mean = np.mean([r.load[0] for r in view.main_run.records[-RECENT:]], axis=0)
-    np.testing.assert_allclose(of(PANELS["load"](view), Bars)[0].y, mean, rtol=1e-5)
+    np.testing.assert_allclose(marks_of(PANELS["load"](view), Bars)[0].y, mean, rtol=1e-5)
     assert recent_load(view.main_run) == pytest.approx(mean)
     panel = PANELS["load"](fresh := view_of(plane_runs(PRESETS["capacity"]), clean_load=COLLAPSED))
-    (bars,) = of(panel, Bars)
+    (bars,) = marks_of(panel, Bars)
     assert bars.y.tolist() == COLLAPSED and bars.second is None
-    assert of(panel, Rule)[1].y == bars.limit == fresh.main_run.knobs.capacity_factor / 8
+    assert marks_of(panel, Rule)[1].y == bars.limit == fresh.main_run.knobs.capacity_factor / 8
     noisy = PANELS["load"](view_of(plane_runs(PRESETS["noise"]), clean_load=COLLAPSED))
-    assert of(noisy, Bars)[0].second.tolist() == COLLAPSED
+    assert marks_of(noisy, Bars)[0].second.tolist() == COLLAPSED
     for given in ({"load": COLLAPSED}, {"capacity": 2.0}, {"clean": COLLAPSED}):  # there is room for all
         assert load_panel(**{"load": EVEN} | given).y.high >= max(np.max(value) for value in given.values())
 
 
 def test_films_have_every_step_and_layers_are_rows(view, text_run):
-    (stack,) = of(PANELS["film"](view), Stack)
+    (stack,) = marks_of(PANELS["film"](view), Stack)
     np.testing.assert_allclose(stack.y, [r.load[0] for r in view.main_run.records], rtol=1e-6)
     assert stack.x.tolist() == list(range(1, STEPS + 1))
     cells, _ = PANELS["layers"](view_of({"MoE": text_run}, layer=1)).marks

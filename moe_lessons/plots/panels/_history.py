@@ -18,7 +18,8 @@ class History:
     """A row for each step of a run: its number, seconds so far, recent loss and dead experts."""
 
     def __init__(self):
-        self.flops, self.records, self.rows = 0.0, [], []  # flops: of a training step
+        self.flops = 0.0  # of a training step
+        self.records, self.rows = [], []
 
     def read(self, records: list) -> "History":
         """Read the records that are new. Where the old ones were replaced or taken back, start again."""

@@ -12,9 +12,15 @@ from moe_lessons.support.errors import check_whole, in_words
 
 MOST_EXPERTS = MOST_TOKENS = 16  # that have room for their numbers
 WIDTH, HEIGHT = 980, 480  # of the drawing, in units of about a pixel, with the first row on top
-FFN, RIGHT, LABELS, COLUMNS, STRIP = 204, 974, 240, 318, 128  # where the FFN and all end; where the others begin
-TOKEN, LOGITS, SECOND, THIRD, EXPERTS, SUM, COUNTS = 56, 106, 140, 174, 228, 282, 314  # the rows of the block
-ORDER, SORTED, BACK = 376, 420, 464  # and of the strip
+FFN, RIGHT = 204, 974  # where the FFN and all end
+LABELS, COLUMNS = 240, 318  # where the others begin
+STRIP = 128
+TOKEN, LOGITS = 56, 106  # the rows of the block
+SECOND, THIRD = 140, 174
+EXPERTS, SUM = 228, 282
+COUNTS = 314
+ORDER = 376  # and of the strip
+SORTED, BACK = 420, 464
 TEXT_ONLY, FRAME, GREY, EXPERT, INK = range(5)  # fills of `Boxes`
 UNMASKED = "Weights: softmax over all experts, then top-k. They are not divided by their sum."
 MASKED = "Weights: −∞ for the experts not chosen, then softmax. The same as softmax over all experts, then top-k, then "
@@ -48,7 +54,8 @@ def block_panel(moe, x: Tensor, y: Tensor, routing: Routing, token: int, dense=N
         raise ValueError("moe must have no shared expert to be drawn, got one that has")
     is_masked, wanted = order_of(routing)
     x, y = as_array(x[token]), as_array(y[token])  # (D,)
-    heads, boxes, arrows, strip = [], [], [], []
+    heads, boxes = [], []
+    arrows, strip = [], []
     draw_ffn(heads, boxes, arrows, dense, moe, x)
     draw_mixture(heads, boxes, arrows, moe, routing, wanted[token].tolist(), is_masked, token, x, y)
     if has_strip:
@@ -88,7 +95,9 @@ def words(x, y, text: str) -> tuple:
 
 def draw_ffn(heads: list, boxes: list, arrows: list, dense: FeedForward, moe: nn.Module, x) -> None:
     """Draw on the left the FFN, its token coming in from above, in the ink of what it is to the mixture."""
-    count, middle, D, F = count_parameters(dense), FFN / 2, dense.d_model, dense.d_ff
+    count = count_parameters(dense)
+    middle = FFN / 2
+    D, F = dense.d_model, dense.d_ff
     baselines = ("params", "dense, same total", 2), ("flops", "dense, same active", 1)
     same = ((name, ink) for match, name, ink in baselines if count_parameters(dense_baseline(moe, match)) == count)
     name, ink = next(same, ("", 3))
@@ -105,7 +114,8 @@ def draw_ffn(heads: list, boxes: list, arrows: list, dense: FeedForward, moe: nn
 
 def draw_mixture(heads, boxes, arrows, moe, routing: Routing, wanted: list, is_masked: bool, token: int, x, y) -> None:
     """Draw on the right the token, its router logits, the mask, the weights, the experts and their sum."""
-    E, D, count = moe.num_experts, moe.d_model, count_parameters(moe)
+    E, D = moe.num_experts, moe.d_model
+    count = count_parameters(moe)
     pitch, digits = min((RIGHT - COLUMNS) / E, 130), 2 if E <= 10 else 1  # of scores: there is little room
     logits, probs = (values[token].tolist() for values in (routing.router_logits, routing.router_probs))
     mine = routing.token_idx == token
@@ -144,7 +154,8 @@ def draw_mixture(heads, boxes, arrows, moe, routing: Routing, wanted: list, is_m
 
 def draw_strip(heads: list, boxes: list, arrows: list, strip: list, routing: Routing, selected: int) -> None:
     """Draw below the tokens in their order, sorted to their experts, and back in their order."""
-    E, room = routing.num_experts, RIGHT - STRIP
+    E = routing.num_experts
+    room = RIGHT - STRIP
     first = selected // MOST_TOKENS * MOST_TOKENS
     tokens = range(first, min(first + MOST_TOKENS, routing.num_tokens))
     served = sorted(pair for pair in zip(routing.expert_idx.tolist(), routing.token_idx.tolist()) if pair[1] in tokens)
@@ -153,13 +164,17 @@ def draw_strip(heads: list, boxes: list, arrows: list, strip: list, routing: Rou
     of_token = {t: [e for e, token in served if token == t] for t in tokens}
     names = {t: ", ".join(f"E{e}" for e in of_token[t]) or "no expert: all were full" for t in tokens}
     strip += [box(middle[t], ORDER, pitch - 6, 20, str(t), token=t, says=f"goes to {names[t]}") for t in tokens]
-    at, half = STRIP, (pitch - 6) / 2
+    at = STRIP
+    half = (pitch - 6) / 2
     for expert in range(E):
         boxes.append(words(at + 2, SORTED, f"E{expert}"))
         at += 27
         for t in (t for e, t in served if e == expert):
-            x, part, text = at + slot / 2, half / len(of_token[t]), str(t) if slot > 18 else ""
-            back, says = middle[t] + (of_token[t].index(expert) + 0.5) * part, f"computed by E{expert}"
+            x = at + slot / 2
+            part = half / len(of_token[t])
+            text = str(t) if slot > 18 else ""
+            back = middle[t] + (of_token[t].index(expert) + 0.5) * part
+            says = f"computed by E{expert}"
             strip.append(box(x, SORTED, slot - min(2, slot / 4), 20, text, EXPERT, expert, t, says))
             strip.append(box(back, BACK, part, 20, "", EXPERT, expert, t, f"from E{expert}"))
             arrows.append(((middle[t], ORDER + 10, x, SORTED - 10), expert, t))

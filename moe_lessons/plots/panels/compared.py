@@ -63,7 +63,8 @@ def facts_known(view) -> Panel:
 
 def wall_panel(name: str, known, entries, ink: int) -> Panel:
     """Show a square for each of the entries, coloured where the model of this name has memorised it: known (N,)."""
-    known, columns = as_array(known, "u1"), math.ceil(math.sqrt(WIDE * len(known)))
+    known = as_array(known, "u1")
+    columns = math.ceil(math.sqrt(WIDE * len(known)))
     letters = np.array([list(entry.encode()) for entry in entries], "u1")
     axes = Axis(0, columns, ticks=()), Axis(-(-len(known) // columns), 0, ticks=())
     lamps = Lamps(known, columns, ink, letters, (f"{name} has not memorised it", f"{name} has memorised it"))
@@ -129,7 +130,8 @@ def curves(view) -> Panel:
     title, quantity = CURVES[settings["curve"]]
     (inks, legend), marks = outcomes(view), []
     for name in sorted(view.tiles, key=lambda name: name == settings["highlight"]):  # the selected one on top
-        tile, model, is_own = view.tiles[name], list(view.tiles).index(name), name == settings["highlight"]
+        tile, model = view.tiles[name], list(view.tiles).index(name)
+        is_own = name == settings["highlight"]
         steps = np.array([reading.step for reading in tile.readings], "f4")
         values = np.array([getattr(reading, quantity) for reading in tile.readings], "f4")  # (N, S)
         ends = {"low": values.min(axis=1), "high": values.max(axis=1)} if is_own else {}
@@ -157,7 +159,8 @@ def rows_panel(view, title: str, quantity: str, x: Axis) -> Panel:
     """Show a quantity of the last readings, a row for each tile: its mean, and a line to the least and the largest.
     ✕: a tile with dead experts."""
     values = np.array([getattr(tile.readings[-1], quantity) for tile in view.tiles.values()], "f4")  # (tiles, S)
-    (inks, _), names, rows = outcomes(view), list(view.tiles), np.arange(len(view.tiles), dtype="f4")
+    inks, _ = outcomes(view)
+    names, rows = list(view.tiles), np.arange(len(view.tiles), dtype="f4")
     spots = Spots([values.mean(1), values.min(1), values.max(1)], [rows] * 3, np.array(inks), names)
     low = next(stop for stop in (x.low, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2, 0) if stop <= values.min())
     high = x.high or next((stop for stop in (2, 3, 4, 6, 8) if stop >= values.max()), 1.05 * float(values.max()))

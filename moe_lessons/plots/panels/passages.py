@@ -85,7 +85,8 @@ def shares_panel(shares: pd.DataFrame, title: str) -> Panel:
     """Show in percent which share of each group of tokens goes to each expert, in two directions of colour from 1/E."""
     if not isinstance(shares, pd.DataFrame) or shares.empty:
         raise ValueError(f"shares must be a DataFrame with a row for each group of tokens, got {shares!r}")
-    values, experts = shares.to_numpy(dtype=np.float32), shares.shape[1]
+    values = shares.to_numpy(dtype=np.float32)
+    experts = shares.shape[1]
     sums = values.sum(axis=1)
     if (values < 0).any() or not np.allclose(sums[~np.isnan(sums)], 1, atol=1e-4):
         raise ValueError(f"shares must be at least 0 and sum to 1 in each row, got the sums {sums.round(3).tolist()}")

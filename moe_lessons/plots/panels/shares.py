@@ -22,7 +22,8 @@ HOTTEST = 3.0  # multiples of the uniform load: from here on all look alike
 def load_panel(load, capacity=None, clean=None, title=TITLE) -> Panel:
     """Show a bar for each expert: load (E,), which share of all assignments wants it. capacity: as a share of
     all: a red line, above which a bar is pale. clean (E,): without noise: a tick on each bar."""
-    load, clean, even = as_array(load, "f4"), None if clean is None else as_array(clean, "f4"), 1 / len(load)
+    load, clean = as_array(load, "f4"), None if clean is None else as_array(clean, "f4")
+    even = 1 / len(load)
     marks = [Bars(load, capacity, clean, "without noise"), Rule(y=even, name="uniform load")]
     marks += [] if capacity is None else [Rule(y=capacity, kind="limit", name="capacity")]
     highest = float(max(*load, *(() if clean is None else clean), capacity or 0, even))
@@ -51,7 +52,8 @@ def layers_panel(wanted: np.ndarray, selected: int | None = None) -> Panel:
 
 def layers(view) -> Panel:
     """Show the loads of the last steps; a frame around the layer that the other panels show."""
-    run, wanted = view.main_run, np.full((len(view.main_run.num_experts), num_experts(view)), np.nan)
+    run = view.main_run
+    wanted = np.full((len(view.main_run.num_experts), num_experts(view)), np.nan)
     if run.records:
         top_k = np.array([[module.top_k] for module in run.model.modules() if is_moe(module)])  # (layers, 1)
         wanted = top_k * np.mean([record.load for record in run.records[-RECENT:]], axis=0)  # (layers, E)
@@ -70,7 +72,8 @@ def layer_loads(routings: Sequence[Routing]) -> Axes:
 def film_panel(steps, loads, marks=(), first_x=200, title=FILM_TITLE, clean=None) -> Panel:
     """Show the share of each expert at every step: steps (N,), loads (N, E); marks, clean: see `Rule` and `Stack`."""
     steps, loads = as_array(steps, "f4"), as_array(loads, "f4")
-    experts, last = loads.shape[1], float(steps[-1]) if len(steps) else 0.0
+    experts = loads.shape[1]
+    last = float(steps[-1]) if len(steps) else 0.0
     rules = [Rule(y=expert / experts, kind="even") for expert in range(1, experts)]
     rules += [Rule(x=float(step), kind="mark") for step in marks]
     x, y = Axis(0, roomy(last, first_x), "step", link="step"), Axis(0, 1, "share of assignments")
@@ -79,13 +82,16 @@ def film_panel(steps, loads, marks=(), first_x=200, title=FILM_TITLE, clean=None
 
 def film(view) -> Panel:
     past = history(view.main_run)
-    loads, title = past.loads(view.state.layer, num_experts(view)), of_layer(FILM_TITLE, view)
+    loads = past.loads(view.state.layer, num_experts(view))
+    title = of_layer(FILM_TITLE, view)
     return film_panel(past.column("steps"), loads, view.state.changes, view.spec.first_x, title)
 
 
 def tile(view, name: str) -> Panel:
     """Show the film of a tile of the balancing laboratory, of its first seed; in a strip, its reading without noise."""
-    shown, values, model = view.tiles[name], view.state.values, list(view.tiles).index(name)
+    shown = view.tiles[name]
+    values = view.state.values
+    model = list(view.tiles).index(name)
     past = history(shown.band)
     clean = shown.clean[0] if shown.is_noisy and shown.clean is not None else None
     loads = past.loads(0, values["num_experts"])
@@ -102,7 +108,8 @@ def territory(view) -> Panel:
     symbol, first = (~as_array(plane.correct)).astype("u1"), as_array(plane.routing.router_probs.argmax(dim=-1), "u1")
     tokens = Points(x, y, symbol, first, True, view.state.token, ("correct", "wrong"))
     classes = as_array(view.main_run.task.class_map, "u1") if view.state.shows_classes else None
-    field, points, pen = Field(as_array(plane.scores, "f2"), classes), view.main_run.task.points, view.state.pen
+    field = Field(as_array(plane.scores, "f2"), classes)
+    points, pen = view.main_run.task.points, view.state.pen
     drawn = [all_marks.Drawn(points, pen)] if points or pen is not None else []
     return Panel("Territory: first choices", [field, tokens, *drawn], PLANE, PLANE)
 
@@ -122,8 +129,10 @@ def heatmap(view) -> Panel:
 
 def route(view) -> Panel:
     """Show how the selected token goes through the router to its experts, and what they make of it."""
-    plane, token, model = view.plane, view.state.token, view.main_run.model.block
-    routing, weights = plane.routing, np.zeros(model.num_experts, "f4")
+    plane, token = view.plane, view.state.token
+    model = view.main_run.model.block
+    routing = plane.routing
+    weights = np.zeros(model.num_experts, "f4")
     mine = routing.token_idx == token
     weights[as_array(routing.expert_idx[mine])] = as_array(routing.weight[mine])
     place, label = [round(part, 2) for part in plane.points[token].tolist()], int(plane.classes[token])
