@@ -67,8 +67,8 @@ def speedup_manifest() -> dict[str, Any]:
     model["stops"] = [(name, name) for name in offered]
     found = {task: {E: matched_width(task, E, 2) for E in EXPERT_STOPS} for task in QUALITY_TASKS}
     widths = {
-        task: {E: [min(max(end, 1), own.family[1]) for end in (own.width, own.low, own.high)] + [str(own)]
-               for E, own in each.items() if own}
+        task: {E: [min(max(end, 1), match.family[1]) for end in (match.width, match.low, match.high)] + [str(match)]
+               for E, match in each.items() if match}
         for task, each in found.items()
     }  # fmt: skip
     one = speedups(offered[first], view.roof, "bfloat16", 2.0 ** np.arange(LAST + 1))

@@ -43,8 +43,8 @@ export function stepOf(costs, [bandwidth, peak]) {
 
 function rowsOf(name, { parts, seconds, text }) {
   const bounds = ["memory", "compute"].map((kind) => {
-    const own = parts.filter((part) => part.kind === kind && part.seconds > 0.01 * seconds);
-    return own.length && ["", `${kind}-bound: ${own.map((part) => part.name).join(", ")}`];
+    const bound = parts.filter((part) => part.kind === kind && part.seconds > 0.01 * seconds);
+    return bound.length && ["", `${kind}-bound: ${bound.map((part) => part.name).join(", ")}`];
   });
   return [[name, text], ...bounds.filter(Boolean)];
 }
@@ -61,15 +61,15 @@ export function edgesOf(model, { E, K, weight }, [bandwidth, peak], width) {
 }
 
 // Lines of both edges, and their arrays, over the widths from 1 to `top`, where they lie on the map.
-function edgeLines(own, edges, top, first) {
-  const found = range(8 * own.last + 1).flatMap((i) => {
-    const width = 1 + ((top - 1) * i) / (8 * own.last);
+function edgeLines(manifest, edges, top, first) {
+  const found = range(8 * manifest.last + 1).flatMap((i) => {
+    const width = 1 + ((top - 1) * i) / (8 * manifest.last);
     const pair = edges(width);
     return pair ? [[width, pair.map(Math.log2)]] : [];
   });
   const arrays = {};
-  const marks = Object.entries(own.edges).flatMap(([name, ink], edge) => {
-    const points = found.filter(([, ends]) => ends[edge] <= own.last);
+  const marks = Object.entries(manifest.edges).flatMap(([name, ink], edge) => {
+    const points = found.filter(([, ends]) => ends[edge] <= manifest.last);
     if (points.length < 2) return [];
     const slots = ["x", "y"].map((axis) => `0.${first + edge}.${axis}`);
     arrays[slots[0]] = ["f4", [points.length], points.map(([width]) => width)];
@@ -80,42 +80,42 @@ function edgeLines(own, edges, top, first) {
 }
 
 // The panel for these settings, and its arrays.
-export function panelOf(own, values) {
-  const model = own.models[values.model];
+export function panelOf(manifest, values) {
+  const model = manifest.models[values.model];
   const { num_experts: E, top_k: K, context_length: context, weights: kind } = values;
-  const [bandwidth, usual, fast] = own.machines[values.machine];
+  const [bandwidth, usual, fast] = manifest.machines[values.machine];
   const roof = [bandwidth, kind === "fp8" && fast ? fast : usual];
-  const [weight, cached] = own.bytes[kind];
+  const [weight, cached] = manifest.bytes[kind];
   const setting = { E, K, weight, cached, context };
   const step = (batch, width) => stepOf(costsOf(model, setting, batch, width), roof);
   const active = model.shared + K * model.expert;
   const top = Math.max(2, (model.shared + E * model.expert) / active);
-  const rows = range(ROWS).map((row) => (own.last * row) / (ROWS - 1));
+  const rows = range(ROWS).map((row) => (manifest.last * row) / (ROWS - 1));
   const ends = rows.map((row) => {
     // a dense model's time is linear in its width
     const [moe, one, two] = [undefined, 1, 2].map((width) => step(2 ** row, width).seconds);
     return { moe, ffn: two - one, rest: 2 * one - two };
   });
-  const widths = rows.map((row) => 1 + ((top - 1) * row) / own.last);
+  const widths = rows.map((row) => 1 + ((top - 1) * row) / manifest.last);
   const z = ends.flatMap(({ moe, ffn, rest }) =>
     widths.map((width) => Math.log2((rest + ffn * width) / moe)),
   );
-  const lines = own.levels.map((level) => ends.map(({ moe, ffn, rest }) => (level * moe - rest) / ffn));
+  const lines = manifest.levels.map((level) => ends.map(({ moe, ffn, rest }) => (level * moe - rest) / ffn));
   const apart = 2 ** Math.round(Math.log2((top - 1) / FEWEST));
   const across = [...new Set(range(Math.floor(top / apart + 0.25) + 1).map((i) => Math.max(i * apart, 1)))];
-  const places = range(own.last + 1).flatMap((i) => across.map((width) => [width, own.last - i]));
+  const places = range(manifest.last + 1).flatMap((i) => across.map((width) => [width, manifest.last - i]));
   const tooltips = places.map(([width, row]) => {
     const [moe, dense] = [step(2 ** row), step(2 ** row, width)];
     const name = `dense, ${width} ×`;
     const title = `batch size ${(2 ** row).toLocaleString("en")}, ${name}: speedup ${(dense.seconds / moe.seconds).toFixed(2)}`;
     return [title, [...rowsOf("MoE", moe), ...rowsOf(name, dense)]];
   });
-  const panel = structuredClone(own.panel);
+  const panel = structuredClone(manifest.panel);
   const [heat, words] = [panel.marks[0], panel.marks.at(-1)];
   const [titles, says] = [0, 1].map((at) => tooltips.map((one) => one[at]));
   Object.assign(heat, { titles, says, columns: across.length });
   panel.x.high = top;
-  const labels = own.levels.flatMap((level, i) => {
+  const labels = manifest.levels.flatMap((level, i) => {
     const tip = lines[i].indexOf(Math.max(...lines[i]));
     const inside = [3, ROWS - 2, tip].filter((row) => lines[i][row] > 1.01 && lines[i][row] < 0.95 * top);
     return [...new Set(inside)].map((row) => [
@@ -125,7 +125,7 @@ export function panelOf(own, values) {
   });
   words.texts = words.says = labels.map(([text]) => text);
   const none = labels.map(() => -1);
-  const found = K === 2 && own.widths[values.task]?.[E];
+  const found = K === 2 && manifest.widths[values.task]?.[E];
   const rule = (x, style, name = "") => ({ mark: "Rule", x, kind: style, name });
   const named = found && `quality-matched width, ${values.task}: ${found[3]}`;
   if (found) {
@@ -136,7 +136,7 @@ export function panelOf(own, values) {
       rule(high, "even"),
     );
   }
-  const edges = edgeLines(own, (width) => edgesOf(model, setting, roof, width), top, panel.marks.length);
+  const edges = edgeLines(manifest, (width) => edgesOf(model, setting, roof, width), top, panel.marks.length);
   panel.marks.push(...edges.marks);
   const arrays = {
     ...edges.arrays,
@@ -153,34 +153,36 @@ export function panelOf(own, values) {
 }
 
 // The settings that an address asks for, and why it cannot be read.
-function read(own, state) {
+function read(manifest, state) {
   const given = [...new URLSearchParams(state)];
-  const values = { ...own.usual };
+  const values = { ...manifest.usual };
   for (const [name, text] of given) {
-    const stop = own.controls[name]?.stops.find(([, value]) => String(value) === text);
-    if (!stop) return [own.usual, `The address cannot be read: ${name} cannot be ${text}.`];
+    const stop = manifest.controls[name]?.stops.find(([, value]) => String(value) === text);
+    if (!stop) return [manifest.usual, `The address cannot be read: ${name} cannot be ${text}.`];
     values[name] = stop[1];
   }
   return [values, ""];
 }
 
 export default async function show(place) {
-  const own = await json("speedup.json");
-  let [values, trouble] = [own.usual, ""];
+  const manifest = await json("speedup.json");
+  let [values, trouble] = [manifest.usual, ""];
   let frame = 0;
   let hear;
   const view = make("div");
-  const names = Object.keys(own.controls);
+  const names = Object.keys(manifest.controls);
   const change = (name) => (value) => {
     values = { ...values, [name]: value };
     if (name === "model") {
-      const { experts, top_k: K } = own.models[value];
+      const { experts, top_k: K } = manifest.models[value];
       Object.assign(values, { num_experts: experts, top_k: K });
     }
     trouble = "";
     draw();
   };
-  const controls = names.map((name) => new Control(`${place.id}-${name}`, own.controls[name], change(name)));
+  const controls = names.map(
+    (name) => new Control(`${place.id}-${name}`, manifest.controls[name], change(name)),
+  );
   const elements = controls.map(({ element }) => element);
   place.home.replaceChildren(
     bar(make("b", {}, "Speedup map"), ...place.shares()),
@@ -192,20 +194,20 @@ export default async function show(place) {
   canvas.render({ el: view, model });
   function draw() {
     values.top_k = clamp(values.top_k, 1, values.num_experts);
-    const { panel, arrays, words } = panelOf(own, values);
+    const { panel, arrays, words } = panelOf(manifest, values);
     names.forEach((name, i) => {
       const fits = ([, value]) => name !== "top_k" || value <= values.num_experts;
-      controls[i].show(values[name], own.controls[name].stops.filter(fits));
+      controls[i].show(values[name], manifest.controls[name].stops.filter(fits));
     });
     const { slots, data } = pack(arrays);
-    const colors = frame ? undefined : own.colors;
+    const colors = frame ? undefined : manifest.colors;
     const seen = { count: 1, experts: 0, words };
     hear({ frame: ++frame, colors, panels: { 0: panel }, slots, words: seen }, [new DataView(data)]);
     place.say(trouble);
     if (!trouble) place.keep(String(new URLSearchParams(values)));
   }
   const open = () => {
-    [values, trouble] = read(own, place.state);
+    [values, trouble] = read(manifest, place.state);
     draw();
   };
   place.watch(() => {}, open);
