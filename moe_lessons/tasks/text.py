@@ -193,7 +193,8 @@ class TextTask:
             raise ValueError(f"domains must be one or more different names, got {self.domains}")
         self.context, self.seed = check_positive_int("context", context), seed
         is_own, num_bytes = isinstance(domains, Mapping), TRAIN_BYTES + HELD_OUT_BYTES
-        starts, self._held_out_starts, texts, end = [], [], [], 0
+        starts, self._held_out_starts = [], []
+        texts, end = [], 0
         for name in self.domains:
             if is_own:
                 text = domains[name]
