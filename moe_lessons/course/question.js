@@ -80,16 +80,17 @@ function askNumber(model, why) {
   const label = `Your number, ${allowed} ${unit}`;
   const input = set(make("input"), { type: "text", inputmode: "decimal", "aria-label": label, size: 12 });
   const confirm = (value) => (why.textContent = `Your prediction: ${digits(value)} ${unit}`);
-  input.addEventListener("change", () => {
-    const text = input.value.trim();
-    const value = Number(text);
-    const isIn = text !== "" && value >= low && value <= high; // not so where it is no number
+  const take = () => {
+    const value = readNumber(input.value, unit);
+    const isIn = value >= low && value <= high; // not so where it is no number
     input.setAttribute("aria-invalid", !isIn);
     if (isIn) {
       giveAnswer(model, value);
       confirm(value);
     } else why.textContent = `A number ${allowed}, please, such as 12.5`;
-  });
+  };
+  input.addEventListener("change", take);
+  input.addEventListener("keydown", ({ key }) => key === "Enter" && take()); // an empty field has no change
   const show = (given) => {
     if (given === null) return;
     input.value = String(given);
@@ -97,6 +98,15 @@ function askNumber(model, why) {
   };
   const hint = make("small", "", `a number ${allowed}, then Enter`);
   return [[make("div", "", input, ` ${unit} `, hint)], show];
+}
+
+// What was typed, also with its unit ("70 %"), a decimal comma ("33,5") or commas between thousands ("1,000"), as a
+// number; NaN where it is none.
+function readNumber(typed, unit) {
+  const text = typed.trim();
+  const bare = text.slice(0, unit && text.endsWith(unit) ? -unit.length : undefined).trim();
+  const isGrouped = /^[1-9]\d{0,2}(,\d{3})+(\.\d+)?$/.test(bare);
+  return bare ? Number(isGrouped ? bare.replaceAll(",", "") : bare.replace(",", ".")) : NaN;
 }
 
 // `code` and *emphasis* in a text.

@@ -67,10 +67,16 @@ def test_a_prediction_is_chosen_typed_and_drawn_by_mouse_key_and_finger_and_comp
     assert options.nth(1).is_checked()
 
     field = cell(2).get_by_role("textbox")
-    for text, is_bad in (("0 ", "true"), ("a lot", "true"), ("20", "false")):
+    for text in ("", "0 ", "a lot", "1,001", "1,5,5", "GB", "20 %"):
         field.fill(text)
         field.press("Enter")
-        expect(field).to_have_attribute("aria-invalid", is_bad)
+        expect(cell(2).get_by_text("A number from 1 to 1,000, please")).to_have_count(1)
+        expect(field).to_have_attribute("aria-invalid", "true")
+    for text, number in (("33,5", "33.5"), ("1,000", "1,000"), ("70GB", "70"), ("20 GB ", "20")):
+        field.fill(text)
+        field.press("Enter")
+        expect(cell(2).get_by_text(f"Your prediction: {number} GB")).to_have_count(1)
+        expect(field).to_have_attribute("aria-invalid", "false")
     wait_kept("predictions", "03.size", lambda entry: entry.get("answer") == 20)
 
     picture = cell(3).get_by_role("slider")
