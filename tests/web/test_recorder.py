@@ -16,7 +16,7 @@ from web.lesson_views import LESSON_FILES, RECORDINGS, View, views_of
 VIEWS = [view for path in LESSON_FILES for view in views_of(path)]
 TRAINS = {
     "00-Playground": "preset=healthy",
-    "00-Playground-2": "preset=healthy&router_aux_loss_coef=0.0&top_k=1&router_start=soft+spread",
+    "00-Playground-2": "preset=healthy&router_aux_loss_coef=0.0",
 }
 H200 = "model=Mixtral+8x7B&num_experts=8&top_k=2&machine=NVIDIA+H200+SXM&weights=bfloat16&context_length=1024&task="
 MAPS = {"04-SpeedupMap-2": f"{H200}none", "12-SpeedupMap": f"{H200}source"}
