@@ -8,7 +8,7 @@ from everywhere import seeds
 
 from moe_lessons.analysis import union_law
 from moe_lessons.analysis.roofline import machine_for, machines, on_machine, published_sizes
-from moe_lessons.analysis.speedup import matched_width, speedups
+from moe_lessons.analysis.speedup import edges_of, matched_width, speedups
 from moe_lessons.nn import SAME_ACTIVE, MoE, seeded
 from moe_lessons.nn.routing import HashRouter
 from moe_lessons.training import facts_runs, train
@@ -23,6 +23,7 @@ def test_the_answer_on_the_map():
     over = speedups(sizes, machine_for(row, "bfloat16"), "bfloat16", batches, 1024).at(np.array([3.2]))[:, 0]
     slower = batches[over.round(3) < 1]
     assert slower.min() == 6 and 250 < slower.max() < 260
+    assert edges_of(sizes, 3.2, machine_for(row, "bfloat16"), "bfloat16") == pytest.approx((5.6, 258), rel=0.01)
     ridge = row.bf16_flops_per_second / row.bytes_per_second  # of a dense FFN; of experts, E/K times as large
     assert round(ridge) == 206 and 354 < ridge * 8 / 2
     assert over[0] == pytest.approx(2.9, abs=0.05) and over.min() == pytest.approx(0.81, abs=0.01)
