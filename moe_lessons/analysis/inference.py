@@ -21,8 +21,7 @@ from moe_lessons.training import bar
 
 PROMPT, IN_A_ROW = 8, 4  # tokens of each text before a measured step; steps of one model in a row, as in decoding
 DRAWS = 200  # decoding steps over which different experts are counted
-# The lengths of rows that measure a machine: on a CPU those of the course's largest dense model; on a GPU small ones
-# leave most of it idle.
+# D of the products that measure a machine: on a CPU that of the models of lesson 04, on a GPU what keeps it busy
 CPU_WIDTH, GPU_WIDTH = 512, 8192
 MACHINE_ROUNDS = 12
 MEGABYTES = 256  # of the large matrix at least
