@@ -68,8 +68,8 @@ def test_one_can_go_through_it_by_hand_and_play_it(opened):
     page = opened(NAME, viewport={"width": 390, "height": 900})
     bar = page.get_by_role("slider", name="Step")
     bar.press("Home")
-    words = page.locator(".moe-words").inner_text()
     assert step_of(page) == 0
+    words = page.locator(".moe-words").inner_text()
     page.keyboard.press("ArrowRight")
     assert step_of(page) == 1 and bar.get_attribute("aria-valuetext") == "1"
     box = bar.bounding_box()
