@@ -2,7 +2,7 @@
 
     python nano_moe.py                                    some two minutes on two cores: Python's own help pages
     python nano_moe.py FILE --experts 16 --top-k 2        a text of your own
-    python nano_moe.py FILE --experts 1 --top-k 1 --d-ff 128    the dense model with the same active width
+    python nano_moe.py FILE --experts 1 --top-k 1 --d-ff 128    dense, 1×: as wide as the active part
     python nano_moe.py FILE --device cuda --d-model 512 --d-ff 512 --layers 8 --context 256 --lr 1e-3 --steps 5000
 
 It needs PyTorch 2.4 or newer, and nothing else.

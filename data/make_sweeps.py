@@ -27,15 +27,15 @@ from moe_lessons.analysis import count_parameters, flops_per_token
 from moe_lessons.analysis.results import POINTS, read_runs
 from moe_lessons.analysis.timing import cpu_name
 from moe_lessons.nn import (
-    SAME_ACTIVE,
-    SAME_TOTAL,
     LanguageModel,
     TopKRouter,
     TransformerConfig,
     dense_baseline,
+    dense_name,
     finer,
     is_moe,
 )
+from moe_lessons.nn.baselines import dense_width
 from moe_lessons.nn.seeding import seeded, torch_threads
 from moe_lessons.support.data import FOLDER
 from moe_lessons.support.errors import check_choice, check_positive_int
@@ -53,6 +53,7 @@ class Study:
     sizes: dict  # of a `TransformerConfig`; d_ff (F) is that of one expert
     num_experts: int = 8  # of the mixture that the dense baselines and the variants are of
     variants: Mapping[str, dict] = field(default_factory=dict)  # other mixtures, by what is not as in `sizes`
+    baselines: Mapping[str, str] = field(default_factory=dict)  # dense models that start as `dense_baseline` has them
 
     @cached_property
     def text(self) -> TextTask:
@@ -63,23 +64,26 @@ class Study:
         return Facts(**self.task, seed=seed) if "num_entries" in self.task else self.text
 
     def make_model(self, name: str, seed: int = 0) -> LanguageModel:
-        """Make a model by its name: a dense baseline, 'MoE, E=8', 'dense, F=96' or one of the variants."""
-        kind, _, number = name.partition("=")
-        own = {"num_experts": int(number or self.num_experts)} | self.variants.get(name, {})
-        if kind == "dense, F":
-            own = {"d_ff": int(number), "moe_layers": ()}
+        """Make a model by its name: 'MoE', 'MoE, E=8', 'dense, 4×' (see `dense_name`) or one of the variants."""
+        own = {"num_experts": int(name.partition("=")[2] or self.num_experts)} | self.variants.get(name, {})
+        if (width := dense_width(name)) > 0 and name not in self.baselines:
+            own = {"d_ff": round(width * self.sizes["top_k"] * self.sizes["d_ff"]), "moe_layers": ()}
         with seeded(seed):
             model = LanguageModel(TransformerConfig(**self.sizes | own))
-        match = {SAME_ACTIVE: "flops", SAME_TOTAL: "params"}.get(name)
+        match = self.baselines.get(name)
         return dense_baseline(model, match, seed) if match else model
 
 
 TEXT = Study(
     {"domains": ["english", "code", "json", "greek"]},  # not those in which chance decides much
     {"d_model": 64, "num_layers": 2, "d_ff": 32, "top_k": 2, "max_positions": 64},
+    baselines={dense_name(1): "flops", dense_name(4): "params"},
 )
 FACTS_SIZES = ("d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "top_k", "max_positions", "vocab_size")
-FACTS = Study({"num_entries": 2000}, {n: getattr(settings.FACTS_CONFIG, n) for n in FACTS_SIZES}, num_experts=16)
+FACTS = Study(
+    {"num_entries": 2000}, {n: getattr(settings.FACTS_CONFIG, n) for n in FACTS_SIZES}, num_experts=16,
+    baselines={dense_name(1): "flops", dense_name(8): "params"},
+)  # fmt: skip
 LARGE_BOOK = replace(FACTS, task={"num_entries": 8000})  # more than the smallest model can hold
 # Text that comes with Python, for the pair of models of the course: 16 experts, 2 of them for a token
 REAL_SIZES = {"d_model": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 4, "d_ff": 64, "top_k": 2}
@@ -143,8 +147,7 @@ class Sweep:
 
 
 MIXTURES = [f"MoE, E={E}" for E in (4, 8, 16, 32)]
-WIDER = [f"dense, F={width}" for width in (128, 192, 256, 384)]
-OF_TEXT = [SAME_ACTIVE, "MoE, E=2", *MIXTURES, "dense, F=96", "dense, F=128", SAME_TOTAL]
+OF_TEXT = ["dense, 1×", "MoE, E=2", *MIXTURES, "dense, 1.5×", "dense, 2×", "dense, 4×"]
 BEST = dict.fromkeys(OF_TEXT, (0.01,)) | dict.fromkeys(MIXTURES[2:], (0.005,))
 FACT_RATES = (0.0015, 0.003, 0.006, 0.012)
 
@@ -155,7 +158,7 @@ def of_facts(study: Study, models: Sequence[str], *rates: float, **own) -> Sweep
 
 
 def of_book(study: Study, rate: float) -> Sweep:
-    return of_facts(study, [SAME_ACTIVE, *WIDER, SAME_TOTAL, *MIXTURES], rate)
+    return of_facts(study, [*map(dense_name, (1, 2, 3, 4, 6, 8)), *MIXTURES], rate)
 
 
 def of_real_text(study: Study, rates: Mapping[str, Sequence[float]], **own) -> Sweep:
@@ -164,13 +167,12 @@ def of_real_text(study: Study, rates: Mapping[str, Sequence[float]], **own) -> S
     return Sweep(study, rates, **common | own)
 
 
-# the dense ones are 1, 2, 4 and 8 times as wide as the mixtures' active part
-OF_REAL_TEXT = [*(f"dense, F={width}" for width in (128, 256, 512, 1024)), *MIXTURES, "frozen router", "hash routing"]
+OF_REAL_TEXT = [*map(dense_name, (1, 2, 4, 8)), *MIXTURES, "frozen router", "hash routing"]
 # the best of the three that "source_rates" and "prose_rates" tried, after 1,000 steps; no loss: as with it
 PROSE_RATES = dict.fromkeys([*OF_REAL_TEXT, "no auxiliary loss"], (0.0015,)) | {"hash routing": (0.006,)}
-PROSE_RATES |= dict.fromkeys(["dense, F=128", "dense, F=256", "dense, F=512", "MoE, E=4", "MoE, E=32"], (0.003,))
+PROSE_RATES |= dict.fromkeys(["dense, 1×", "dense, 2×", "dense, 4×", "MoE, E=4", "MoE, E=32"], (0.003,))
 REAL_RATES = dict.fromkeys(OF_REAL_TEXT, (0.003,))
-REAL_RATES |= dict.fromkeys(["dense, F=512", "dense, F=1024", "MoE, E=16", "MoE, E=32", "no auxiliary loss"], (0.0015,))
+REAL_RATES |= dict.fromkeys(["dense, 4×", "dense, 8×", "MoE, E=16", "MoE, E=32", "no auxiliary loss"], (0.0015,))
 # the second best of those that "source_rates" tried
 OTHER_RATES = {
     name: ({0.0015: 0.003, 0.003: 0.0015}[REAL_RATES[name][0]],) for name in (*OF_REAL_TEXT[:4], "MoE, E=16")
@@ -180,18 +182,18 @@ FINER_500 = Sweep(FINER_TEXT, dict.fromkeys(FINER, (0.01,)))
 SWEEPS = {
     "capacity": Sweep(TEXT, BEST),
     "tolerance": Sweep(
-        TEXT, dict.fromkeys([SAME_ACTIVE, "MoE, E=8", SAME_TOTAL], (0.005, 0.01, 0.02, 0.03, 0.05)),
+        TEXT, dict.fromkeys(["dense, 1×", "MoE, E=8", "dense, 4×"], (0.005, 0.01, 0.02, 0.03, 0.05)),
         seeds=(0, 1, 2), steps=150, warmup_steps=10, decay_steps=None, measurements=1,
     ),
     "book_2000_500": of_book(FACTS, 0.006),
     "book_rates": of_facts(
-        LARGE_BOOK, [SAME_ACTIVE, "dense, F=192", SAME_TOTAL, "MoE, E=4", "MoE, E=16"], *FACT_RATES, seeds=(0,)
+        LARGE_BOOK, ["dense, 1×", "dense, 3×", "dense, 8×", "MoE, E=4", "MoE, E=16"], *FACT_RATES, seeds=(0,)
     ).of(2000),
     "book_8000_1500": of_book(LARGE_BOOK, 0.003).of(1500),
     "book_8000_2000": of_book(LARGE_BOOK, 0.003).of(2000),
     "book_8000_3000": of_book(LARGE_BOOK, 0.003).of(3000),
     "book_8000_6000": of_book(LARGE_BOOK, 0.003).of(6000, measurements=40),
-    "book_8000_24000": of_facts(LARGE_BOOK, [SAME_ACTIVE], 0.003).of(24000, measurements=40),
+    "book_8000_24000": of_facts(LARGE_BOOK, ["dense, 1×"], 0.003).of(24000, measurements=40),
     "source_rates": of_real_text(
         SOURCE, dict.fromkeys(OF_REAL_TEXT, (0.0015, 0.003, 0.006)), seeds=(0,), steps=1000, measurements=4
     ),

@@ -12,18 +12,18 @@ from torch.nn import functional as F
 
 from moe_lessons.nn import (
     DISPATCH,
-    SAME_ACTIVE,
-    SAME_TOTAL,
     LanguageModel,
     MoE,
     TransformerConfig,
     dense_baseline,
+    dense_name,
     load_balancing_loss,
     seeded,
+    with_baselines,
 )
 
 PASSES = FORWARD, TRAINING = "forward", "forward + backward"
-AUTO, OURS = "MoE, auto", "MoE"
+AUTO, OURS, FLOP_MATCHED = "MoE, auto", "MoE", dense_name(1)
 HF_WAYS = ("eager", "grouped_mm")  # of transformers, to run the experts
 HF_WAYS_FEW_TOKENS = (*HF_WAYS, "batched_mm")  # which copies the weights of every assignment
 HF_NAMES = {  # of parts of a model: ours -> Mixtral's
@@ -69,7 +69,7 @@ def all_cases() -> list[Case]:
     for which in PASSES:
         for layer in layers:
             threads = 1 if layer == AS_PLAYGROUND else None
-            cases.append(Case(f"{which}, {layer}", SAME_ACTIVE, partial(each_way, layer, which), threads))
+            cases.append(Case(f"{which}, {layer}", FLOP_MATCHED, partial(each_way, layer, which), threads))
         cases.append(Case(f"{which}, more experts, {growing[0]}", "E=8", partial(more_experts, growing, which)))
         cases += [Case(f"{which}, {layer}", AUTO, partial(beside_hf, layer, which)) for layer in blocks]
     for make, configs in models.items():
@@ -88,7 +88,7 @@ def make_layer(layer: LayerSizes) -> tuple[MoE, Tensor]:
 def each_way(layer: LayerSizes, which: str) -> Calls:
     """Run the layer with 'auto' and in each way of `DISPATCH`, beside the FLOP-matched dense FFN."""
     moe, x = make_layer(layer)
-    calls = {SAME_ACTIVE: one_pass(dense_baseline(moe, "flops"), x, which), AUTO: one_pass(moe, x, which)}
+    calls = {FLOP_MATCHED: one_pass(dense_baseline(moe, "flops"), x, which), AUTO: one_pass(moe, x, which)}
     for way in DISPATCH:
         same = copy.copy(moe)  # with the very weights
         same.dispatch = way
@@ -130,7 +130,7 @@ def make_models(config: TransformerConfig, **more) -> tuple[dict[str, LanguageMo
     with seeded(0):
         moe = LanguageModel(config)
     theirs = hf_model(moe, **more) if transformers_version() else None
-    return {OURS: moe, SAME_ACTIVE: dense_baseline(moe, "flops"), SAME_TOTAL: dense_baseline(moe, "params")}, theirs
+    return with_baselines(moe), theirs
 
 
 def training(config: TransformerConfig, num_sequences: int = 32, num_tokens: int = 64) -> Calls:

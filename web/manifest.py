@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moe_lessons.analysis.counting import flops_per_token
 from moe_lessons.analysis.load import EVEN, WORDS
+from moe_lessons.nn import with_baselines
 from moe_lessons.plots.marks import encode_panel
 from moe_lessons.plots.panels._history import LOSS_WINDOW, MOST_PLACES, RECENT, X_AXES
 from moe_lessons.plots.panels.compared import OWN_ACCURACY
@@ -20,7 +21,7 @@ from moe_lessons.training import DEAD_SHARE, PRESETS, PlaneSetting, Run
 from moe_lessons.training.as_pytorch import TEMPLATE, read_parts
 from moe_lessons.training.knobs import KNOBS, idle_with
 from moe_lessons.training.run import HELD_OUT, NOISE
-from moe_lessons.training.settings import D_MODEL, NUM_CLASSES, ROUTER_STARTS, plane_model, with_baselines
+from moe_lessons.training.settings import D_MODEL, NUM_CLASSES, ROUTER_STARTS, plane_model
 from moe_lessons.widgets.canvas import COLORS
 from moe_lessons.widgets.controls import CONTROLS, TIPS, named_stops
 from moe_lessons.widgets.plane_readings import NUM_TOKENS, SHOWN, read_plane

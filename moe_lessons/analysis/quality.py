@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from moe_lessons.analysis.results import WIDTHS, load_ends, load_results
-from moe_lessons.nn.baselines import SAME_ACTIVE
+from moe_lessons.analysis.results import load_ends, load_results
+from moe_lessons.nn.baselines import dense_width
 from moe_lessons.support.errors import check_choice
 
 REAL_TEXTS = ("prose", "source")  # stored sweeps of text that comes with Python
 QUALITY_TASKS = (*REAL_TEXTS, "facts")
-ACTIVE_WIDTH = 128  # of the mixtures of those: 2 experts of 64
 FACTS_STEPS = 3000  # of the runs by which it is said which dense model knows as much
 
 
@@ -25,7 +24,7 @@ class EffectiveWidth:
     width: float
     low: float
     high: float
-    family: tuple[int, int]
+    family: tuple[float, float]
 
     def times(self, width: float) -> "EffectiveWidth":
         """Say it in multiples of `width`: of K·F, what the idle experts are worth."""
@@ -39,7 +38,7 @@ class EffectiveWidth:
         return width if low == high else f"{width} ({low} to {high})"  # equal: both outside, on the same side
 
 
-def effective_width(family: Mapping[int, Sequence[float]], mixture: Sequence[float]) -> EffectiveWidth:
+def effective_width(family: Mapping[float, Sequence[float]], mixture: Sequence[float]) -> EffectiveWidth:
     """Find the width at which the dense models of a family are as good as a mixture.
 
     family: for each width of the dense FFN the quality (more is better) that its seeds reached; mixture: its own with
@@ -60,7 +59,7 @@ def effective_width(family: Mapping[int, Sequence[float]], mixture: Sequence[flo
     return EffectiveWidth(width, min(*of_seeds, width), max(*of_seeds, width), (widths[0], widths[-1]))
 
 
-def _width_at(widths: Sequence[int], curve: np.ndarray, quality: float) -> float:
+def _width_at(widths: Sequence[float], curve: np.ndarray, quality: float) -> float:
     """Find the least width at which a curve (W,), made monotone, reaches this quality."""
     curve = np.maximum.accumulate(curve)
     i = int(np.searchsorted(curve, quality))  # the first that is as good
@@ -90,7 +89,7 @@ def times_the_cost(ends: pd.DataFrame, mixture: str, steps: int, cost: str = "fl
 def times_as_wide(ends: pd.DataFrame, mixture: str, steps: int) -> EffectiveWidth:
     """Find how many times the active width a dense model needs to know as much after the same steps."""
     seeds = ends[(ends.model == mixture) & (ends.steps == steps)].sort_values("seed")
-    return effective_width(dense_families(ends, "width")[steps], list(seeds.known)).times(WIDTHS[SAME_ACTIVE])
+    return effective_width(dense_families(ends, "width")[steps], list(seeds.known))
 
 
 def _matched(results: pd.DataFrame, step: int, argument: str, model: str) -> EffectiveWidth:
@@ -99,8 +98,8 @@ def _matched(results: pd.DataFrame, step: int, argument: str, model: str) -> Eff
     for a model that is not there."""
     quality = -results[results.step == step].pivot(index="seed", columns="model", values="loss").dropna()
     check_choice(argument, model, [name for name in quality if not name.startswith("dense")])
-    family = {int(name.partition("=")[2]): list(quality[name]) for name in quality if name.startswith("dense, F=")}
-    return effective_width(family, list(quality[model])).times(ACTIVE_WIDTH)
+    family = {width: list(quality[name]) for name in quality if (width := dense_width(name)) > 0}
+    return effective_width(family, list(quality[model]))
 
 
 def width_over_steps(task: str, model: str) -> pd.DataFrame:

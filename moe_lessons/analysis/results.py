@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from moe_lessons.nn.baselines import SAME_ACTIVE, SAME_TOTAL
+from moe_lessons.nn.baselines import dense_width
 from moe_lessons.support.data import FOLDER, data_path
 
-WIDTHS = {SAME_ACTIVE: 64, SAME_TOTAL: 512}  # of the baselines in the sweeps of the phone book
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
 POINTS = ("step", "loss")  # the lists of a stored run, a value for each measurement; of facts also 'known'
 
@@ -66,15 +65,13 @@ def interval(values) -> tuple[np.ndarray, np.ndarray]:
 def load_ends(name: str) -> pd.DataFrame:
     """Read how all runs of a stored sweep of the phone book ended, of each of its `lengths`, such as 'book_8000': a row
     a run, with the columns of `load_results`, and steps, teraflops of training, known in %, and width of the FFN of a
-    dense model. The learning rate of each run reached its end at its last step."""
+    dense model, in multiples of the active one. The learning rate of each run reached its end at its last step."""
     if not (paths := sorted(FOLDER.glob(f"results/{name}_*[0-9].jsonl"))):
         raise ValueError(f"name must be that of a stored sweep of several lengths, such as 'book_8000', got {name!r}")
     frame = pd.concat([load_results(path.stem) for path in paths])
     ends = frame[frame.step == frame.steps].drop(columns="step").reset_index(drop=True)
-    width = ends.model.map(lambda model: WIDTHS.get(model) or int(model.rpartition("=")[2]))
     known = 100 * ends.known / read_runs(paths[0])[0]["num_entries"]
-    width = width.where(~ends.model.str.startswith("MoE"))
-    return ends.assign(known=known, width=width, teraflops=ends.flops / 1e12)
+    return ends.assign(known=known, width=ends.model.map(dense_width), teraflops=ends.flops / 1e12)
 
 
 def by_step(name: str, measures: list[str]) -> tuple[dict, pd.DataFrame]:

@@ -10,7 +10,7 @@ import ipywidgets as W
 from moe_lessons.analysis.counting import MODEL_SHAPES, ParameterCount, TransformerShape
 from moe_lessons.analysis.roofline import WEIGHT_BYTES, ModelSizes, machines, published_sizes, sizes_of
 from moe_lessons.hub.published import count_config
-from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL
+from moe_lessons.nn import dense_name
 from moe_lessons.plots.costs import cost_table, parameter_panel
 from moe_lessons.plots.marks import Panel, Table
 from moe_lessons.plots.theme import short_number
@@ -147,8 +147,8 @@ class ConfigCalculator(Picture):
 
     @property
     def models(self) -> dict[str, ModelSizes]:
-        dense = {SAME_ACTIVE: 1.0, SAME_TOTAL: self.sizes.total_width}
-        return {self.name: self.sizes} | {name: self.sizes.dense(times) for name, times in dense.items()}
+        dense = {dense_name(width): self.sizes.dense(width) for width in (1, self.sizes.total_width)}
+        return {self.name: self.sizes} | dense
 
     def show(self, words: str | None = None) -> None:
         super().show(words or "There are no figures of this file." * bool(self.problem.value))

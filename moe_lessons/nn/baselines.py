@@ -1,6 +1,7 @@
 """Fair opponents of a mixture of experts: dense baselines, and as much work in finer experts."""
 
 import copy
+import math
 
 from torch import nn
 
@@ -8,7 +9,20 @@ from moe_lessons.nn.ffn import ACTIVATIONS, GATED, FeedForward
 from moe_lessons.nn.seeding import seeded
 from moe_lessons.support.errors import check_choice, check_positive_int
 
-SAME_ACTIVE, SAME_TOTAL = "dense, same active", "dense, same total"  # how plots, tables and runs name the baselines
+
+def dense_name(width: float) -> str:
+    """Name a dense model by its `width`, in multiples of the active width of the MoE that it is compared with.
+
+    >>> dense_name(1), dense_name(8 / 3)
+    ('dense, 1×', 'dense, 2.67×')
+    """
+    return f"dense, {width:.3g}×"
+
+
+def dense_width(name: str) -> float:
+    """Read the width from a `dense_name`; nan from the name of any other model."""
+    begins, ends = dense_name(0).split("0")
+    return float(name[len(begins) : -len(ends)]) if name.startswith(begins) and name.endswith(ends) else math.nan
 
 
 def is_moe(module: nn.Module) -> bool:
@@ -40,6 +54,14 @@ def dense_baseline(model: nn.Module, match: str = "flops", seed: int = 0) -> nn.
         for name, child in module._modules.items():
             module._modules[name] = made.get(child, child)
     return made.get(baseline, baseline)
+
+
+def with_baselines(model: nn.Module, seed: int = 0) -> dict[str, nn.Module]:
+    """Set the dense baselines of a mixture beside it, by name: the FLOP-matched and the parameter-matched one, which
+    are one where K = E. All that is no mixture starts equal in them."""
+    moe = next(filter(is_moe, model.modules()))
+    matches = {dense_name(1): "flops", dense_name(moe.num_experts / moe.top_k): "params"}
+    return {"MoE": model} | {name: dense_baseline(model, match, seed) for name, match in matches.items()}
 
 
 def _dense(moe: nn.Module, match: str) -> FeedForward:

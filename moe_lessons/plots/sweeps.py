@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from moe_lessons.analysis.quality import dense_families, times_as_wide, times_the_cost
 from moe_lessons.analysis.results import interval
-from moe_lessons.nn.baselines import SAME_ACTIVE, SAME_TOTAL
+from moe_lessons.nn.baselines import dense_name
 from moe_lessons.plots import theme as style
 from moe_lessons.plots.marks import Axis, Line, Panel, Rule
 from moe_lessons.plots.still import plot
@@ -48,7 +48,7 @@ def front(ends: pd.DataFrame, arrow: tuple[str, int]) -> Axes:
     ax = axes_for(7.6, 4.8, "Memorised facts, %", "training compute, 10¹² FLOPs")
     mixtures = [name for name in ends["model"].unique() if not name.startswith(style.DENSE)]
     mixtures.sort(key=lambda name: int(name.partition("=")[2]))
-    styles = {OTHER_WIDTHS: (LIGHT.muted, "", "."), **model_styles([SAME_ACTIVE, SAME_TOTAL])}
+    styles = {OTHER_WIDTHS: (LIGHT.muted, "", "."), **model_styles([*map(dense_name, (1, ends["width"].max()))])}
     styles |= {name: style for name, style in model_styles(mixtures).items() if name in (mixtures[0], arrow[0])}
     families = dense_families(ends, "teraflops").values()
     grid = np.unique(np.concatenate([np.geomspace(min(family), max(family), 100) for family in families]))

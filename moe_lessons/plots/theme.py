@@ -21,7 +21,7 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from moe_lessons.nn.baselines import SAME_ACTIVE, SAME_TOTAL
+from moe_lessons.nn.baselines import dense_name
 from moe_lessons.support.errors import check_number
 from moe_lessons.support.static import static_mode
 
@@ -34,7 +34,9 @@ LETTER = 6.6  # the pixels that a letter takes, at most
 DASHES = ("-", (0, (4, 2.4)), (0, (1, 2)), (0, (5.3, 1.8, 1.2, 1.8)), (0, (2.4, 1.2)), (0, (8, 2.4)), "-", "-")
 ALIVE, DEAD = 6, 7  # inks: no expert is dead, or some are
 MARKERS = "osD^vPoX"
-DENSE = ("dense", "equal")  # how the names of dense models begin, also 'equally good dense'
+DENSE = "dense"  # how the names of dense models begin
+DENSE_INKS = {dense_name(width): ink for width, ink in ((1, 1), (2, 4), (4, 2), (8, 3))}  # others have OTHER
+OTHER = 5
 LABEL_PLACES = ((8, 0), (-8, 0), (0, 8), (0, -8), (6, 6), (6, -6), (-6, 6), (-6, -6))  # points from a spot, best first
 # letters of one size, no lines that say nothing
 STYLE = rc_params_from_file(Path(__file__).with_name("lesson.mplstyle"), use_default_template=False)
@@ -43,7 +45,7 @@ TEXT_SIZE = STYLE["legend.fontsize"]  # points: 12 pixels
 
 @dataclass(frozen=True)
 class Theme:
-    """The colours around data; `lines`, which no expert has, by `ink`: mixture, baselines, others, alive, dead."""
+    """The colours around data; `lines`, which no expert has, by `ink`: see `model_inks`; then alive, dead."""
 
     background: str
     foreground: str
@@ -61,11 +63,10 @@ DARK_LINES = ("#e6e6e6", "#d7b38c", "#b388ff", "#80deea", "#c5e1a5", "#9aa0a6", 
 
 
 def model_inks(names: Iterable[str]) -> list[int]:
-    """Choose each model's `ink`: 0 a mixture, 1 and 2 its dense baselines of active and total size, then others."""
+    """Choose each model's `ink`: 0 a mixture, then others; that of a dense model is its width's, in every picture."""
     inks: list[int] = []
     for name in names:
-        wanted = (3, 4, 5) if name.startswith(DENSE) else (0, 3, 4, 5)
-        wanted = (1,) if name.startswith(SAME_ACTIVE) else (2,) if name.startswith(SAME_TOTAL) else wanted
+        wanted = (DENSE_INKS.get(name, OTHER),) if name.startswith(DENSE) else (0, 3, 4, 5)
         inks.append(next((ink for ink in wanted if ink not in inks), wanted[len(inks) % len(wanted)]))
     return inks
 

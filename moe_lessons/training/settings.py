@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, LanguageModel, MoE, Routing, TransformerConfig, dense_baseline
+from moe_lessons.nn import LanguageModel, MoE, Routing, TransformerConfig, with_baselines
 from moe_lessons.nn import routing as all_routers
 from moe_lessons.nn.seeding import seeded, torch_threads
 from moe_lessons.support.errors import check_choice, check_device, check_positive_int, check_top_k
@@ -139,12 +139,6 @@ def plane_runs(setting: PlaneSetting, seed: int = 0, block=None, device="cpu") -
     runs = {name: Run(each, task, lr=setting.lr, seed=seed) for name, each in with_baselines(model, seed).items()}
     runs["MoE"].knobs.take(setting)
     return runs
-
-
-def with_baselines(model: nn.Module, seed: int) -> dict[str, nn.Module]:
-    """Set the two dense baselines of a mixture beside it; all that is no mixture starts equal in the three."""
-    active, total = (dense_baseline(model, match, seed) for match in ("flops", "params"))
-    return {"MoE": model, SAME_ACTIVE: active, SAME_TOTAL: total}
 
 
 FACTS_CONFIG = TransformerConfig(

@@ -9,6 +9,7 @@ import pandas as pd
 from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
 from moe_lessons.analysis.inference import Machine
 from moe_lessons.analysis.roofline import WEIGHT_BYTES, sizes_of
+from moe_lessons.nn import dense_name
 from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels.passages import shares_panel
 from moe_lessons.plots.speeds import Stream, stream_panel
@@ -126,7 +127,7 @@ class StreamView(Player):
             raise ValueError(f"machine must be a Machine, got {machine!r}")
         check_choice("weights", weights, WEIGHT_BYTES)
         self.arguments = shape, machine, weights, check_number("dense_width", dense_width, minimum=1)
-        self.models = {"MoE": sizes_of(shape), "dense": sizes_of(shape).dense(dense_width)}
+        self.models = {"MoE": sizes_of(shape), dense_name(dense_width): sizes_of(shape).dense(dense_width)}
         self.batch = control("batch_size", CONTROLS["batch_size"].stops[:11])
         move(self.batch, check_positive_int("batch_size", batch_size))
         last = 25 * self.SLOWER_STEPS

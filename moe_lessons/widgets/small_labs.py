@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from moe_lessons.analysis.collapse import LEARNS, watched_run
-from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, torch_threads
+from moe_lessons.nn import dense_name, torch_threads
 from moe_lessons.plots.panels.compared import wall
 from moe_lessons.training import PRESETS, Run, facts_runs
 from moe_lessons.training.settings import FACTS_LR
@@ -16,7 +16,8 @@ from moe_lessons.widgets.laboratory import Lab
 from moe_lessons.widgets.spec import Spec
 
 LEAST = 10  # entries that the baseline knows before the two are compared
-WALLS = tuple(partial(wall, name=name) for name in ("MoE", SAME_ACTIVE, SAME_TOTAL))
+WALLS = tuple(partial(wall, place=place) for place in range(3))
+BESIDE = "facts known", "loss", "cost"
 
 COLLAPSE_LAB = Spec(
     title="A collapse",
@@ -68,8 +69,7 @@ class FactsLab(Lab):
     ):  # fmt: skip
         values = {"num_experts": num_experts, "top_k": top_k, "num_entries": num_entries, "seed": seed, "lr": lr}
         values["device"] = device
-        panels = (*WALLS, "facts known", "loss", "cost")
-        super().__init__(FACTS_LAB, values, panels, play=play, max_steps=max_steps)
+        super().__init__(FACTS_LAB, values, (*WALLS, *BESIDE), play=play, max_steps=max_steps)
 
     def make_runs(self, values: Mapping[str, Any]) -> dict[str, Run]:
         """See `Lab`. `readings` has after which step each model knew which entries, (N,) by name."""
@@ -87,6 +87,7 @@ class FactsLab(Lab):
         self.readings = [reading for reading in self.readings if reading[0] <= self.step]
 
     def refresh(self) -> None:
+        self.functions = [*WALLS[: len(self.runs)], *self.functions[-len(BESIDE) :]]  # both baselines may be one
         if not self.readings or (not self.loop.playing and self.readings[-1][0] != self.step):  # a pause
             self._read()
 
@@ -96,7 +97,7 @@ class FactsLab(Lab):
 
     def words(self) -> str:
         counts = {name: int(known.sum()) for name, known in self.readings[-1][1].items()}
-        mixture, baseline = counts["MoE"], counts[SAME_ACTIVE]
+        mixture, baseline = counts["MoE"], counts[dense_name(1)]
         times = TIPS["facts"]["times"].format(times=f"{mixture / baseline:.1f}") if baseline >= LEAST else ""
         entries = f"{self.main_run.task.num_entries:,}"
         return TIPS["facts"]["known"].format(mixture=f"{mixture:,}", entries=entries, times=times)

@@ -25,11 +25,12 @@ from moe_lessons.analysis.results import last_of, load_ends, load_results
 from moe_lessons.analysis.roofline import sizes_of
 from moe_lessons.analysis.speedup import shape_of, speedups
 from moe_lessons.course.own_figures import MIXTURE, decoders
-from moe_lessons.nn import dense_baseline
+from moe_lessons.nn import dense_baseline, dense_name
+from moe_lessons.nn.baselines import dense_width
 from moe_lessons.training import facts_model, facts_runs, train
 
 SEEDS = seeds(3, first=1)  # the first are those of the stored sweeps
-ACTIVE, TOTAL, AS_GOOD = "dense, same active", "dense, same total", "dense, F=256"
+ACTIVE, TOTAL, AS_GOOD = "dense, 1×", "dense, 8×", "dense, 4×"
 
 
 @pytest.mark.claim("the-mixture-knows-more-for-the-same-work")
@@ -67,7 +68,7 @@ def test_the_best_dense_model_takes_more_flops(ends):
     assert (round(min(other), 1), round(max(other), 1)) == (2.1, 2.6)
     assert times[16, 2000].low > 2 and times[16, 6000].low > 1.8 and times[8, 6000].low > 1.3
     assert times[4, 2000].high < 1.5 and times[4, 6000].high < 1
-    short = ends[(ends.steps == 2000) & ends.width.gt(64)].groupby("width")[["known", "flops"]].mean()  # wider ones
+    short = ends[(ends.steps == 2000) & ends.width.gt(1)].groupby("width")[["known", "flops"]].mean()  # wider ones
     four, known = ends[(ends.model == "MoE, E=4") & (ends.steps == 6000)], short.known
     assert np.interp(four.known.mean(), known, short.flops) < 0.95 * four.flops.min()
 
@@ -83,10 +84,8 @@ def test_as_good_as_a_clearly_wider_dense_model(ends):
     assert 3.1 < found.low and 4 < found.width < 5 and found.high < 6
     assert (at_end[AS_GOOD] - at_end[MIXTURE]).abs().max() < 2
     facts = last_of("book_2000_500", "known")  # a book that the smallest model can hold, and a sixth of the readings
-    widths = {ACTIVE: 64, TOTAL: 512} | {n: int(n.partition("=")[2]) for n in facts if n.startswith("dense, F")}
-    small = effective_width({width: list(facts[name]) for name, width in widths.items()}, list(facts[MIXTURE])).times(
-        64
-    )
+    family = {width: list(facts[name]) for name in facts if (width := dense_width(name)) > 0}
+    small = effective_width(family, list(facts[MIXTURE]))
     assert 1.7 < small.low < small.high < 4 and (facts[MIXTURE] < facts[TOTAL]).all()
 
 
@@ -117,7 +116,7 @@ def test_more_experts_more_facts(ends):
     assert flops_per_token(facts_model(num_experts=32)) < 1.1 * flops_per_token(dense_baseline(facts_model()))
 
 
-ONE, TWO, FOUR, EIGHT = (f"dense, F={128 * times}" for times in (1, 2, 4, 8))  # the active width of the mixtures is 128
+ONE, TWO, FOUR, EIGHT = map(dense_name, (1, 2, 4, 8))
 
 
 @pytest.fixture(scope="module")

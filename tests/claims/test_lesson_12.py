@@ -9,7 +9,7 @@ from everywhere import seeds
 from moe_lessons.analysis import union_law
 from moe_lessons.analysis.roofline import machine_for, machines, on_machine, published_sizes
 from moe_lessons.analysis.speedup import edges_of, matched_width, speedups
-from moe_lessons.nn import SAME_ACTIVE, MoE, seeded
+from moe_lessons.nn import MoE, seeded
 from moe_lessons.nn.routing import HashRouter
 from moe_lessons.training import facts_runs, train
 
@@ -37,7 +37,7 @@ def test_the_answer_on_the_map():
 def test_longer_training_catches_up_and_k_is_trained_in():
     for seed in seeds(3, first=1):
         runs = facts_runs(num_entries=300, seed=seed)
-        moe, baseline = runs["MoE"], runs[SAME_ACTIVE]
+        moe, baseline = runs["MoE"], runs["dense, 1×"]
         train([moe, baseline], 100)
         mixture, before = known(moe), known(baseline)
         train([baseline], 100)

@@ -165,7 +165,7 @@ def test_a_trace_is_coloured_by_the_layer_and_shares_in_two_directions_from_the_
 def test_a_model_goes_on_from_prompts_and_panels_refuse_models_that_have_nothing_to_show(view, text_run):
     (text,) = plots.writing({"a": "The ", "b": "def "}, num_bytes=6)(view_of({"LM": text_run})).marks
     assert list(text.texts) == [plots.write(text_run.model, prompt, 6) for prompt in ("The ", "def ")]
-    dense = view_of({"dense": view.runs["dense, same active"]})
+    dense = view_of({"dense": view.runs["dense, 1×"]})
     for name, own in (("writing", view), ("load", dense), ("film", dense), ("layers", dense)):
         with pytest.raises(ValueError, match="got PlaneClassifier"):
             PANELS[name](own)

@@ -13,7 +13,7 @@ from PIL import Image
 from moe_lessons import plots
 from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape, modern_models
 from moe_lessons.analysis.roofline import published_speeds
-from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, TopKRouter, apply_capacity, seeded
+from moe_lessons.nn import TopKRouter, apply_capacity, seeded
 from moe_lessons.plots import costs, loads, speeds, sweeps
 from moe_lessons.plots.job import plot_job
 from moe_lessons.plots.theme import LIGHT, RED, expert_color, expert_hatch, model_styles
@@ -38,9 +38,10 @@ def band(ax) -> np.ndarray:
 
 
 def test_models_and_experts_look_different():
-    styles = model_styles([*(f"MoE, E={e}" for e in (2, 4, 8, 16, 32)), SAME_ACTIVE, SAME_TOTAL])
-    assert [styles[baseline][0] for baseline in (SAME_ACTIVE, SAME_TOTAL)] == list(LIGHT.lines[1:3])
-    assert len(set(styles.values())) == 7
+    dense = [f"dense, {width}×" for width in (1, 2, 4, 8)]
+    styles = model_styles([*(f"MoE, E={e}" for e in (2, 4, 8, 16, 32)), *dense, "dense, 3×"])
+    assert len(set(styles.values())) == 10
+    assert all(model_styles(["MoE", name])[name] == styles[name] for name in dense)  # in every picture
     assert len({(expert_color(e), expert_hatch(e)) for e in range(32)}) == 32
     assert not {color.lower() for color in LIGHT.lines} & {expert_color(expert).lower() for expert in range(8)}
 
@@ -128,11 +129,11 @@ def test_each_cell_says_what_a_rank_sends_and_the_title_how_much_the_busiest_get
 
 def test_the_front_has_its_points_and_the_best_dense_model_for_the_cost():
     rows = [
-        (SAME_ACTIVE, 64, 10, 1.0, 20),
-        (SAME_ACTIVE, 64, 20, 2.0, 30),
-        ("dense, F=128", 128, 10, 2.0, 40),
-        ("dense, F=128", 128, 20, 4.0, 35),
-        (SAME_TOTAL, 512, 10, 8.0, 80),
+        ("dense, 1×", 1, 10, 1.0, 20),
+        ("dense, 1×", 1, 20, 2.0, 30),
+        ("dense, 2×", 2, 10, 2.0, 40),
+        ("dense, 2×", 2, 20, 4.0, 35),
+        ("dense, 8×", 8, 10, 8.0, 80),
         ("MoE, E=4", None, 10, 1.0, 60),
     ]
     ends = pd.DataFrame(rows, columns=["model", "width", "steps", "flops", "known"]).assign(seed=1)
@@ -144,7 +145,7 @@ def test_the_front_has_its_points_and_the_best_dense_model_for_the_cost():
 
 
 def test_a_mixture_stands_at_its_active_width_and_leads_to_the_dense_model_that_knows_as_much():
-    rows = [("dense, same active", 64, 10, 20), ("dense, F=256", 256, 10, 60), ("MoE, E=4", None, 10, 40)]
+    rows = [("dense, 1×", 1, 10, 20), ("dense, 4×", 4, 10, 60), ("MoE, E=4", None, 10, 40)]
     ax = sweeps.matched_widths(pd.DataFrame(rows, columns=["model", "width", "steps", "known"]).assign(seed=1), 10)
     np.testing.assert_allclose(lines(ax)["dense"], [(1, 20), (4, 60)])
     np.testing.assert_allclose(lines(ax)["MoE, E=4"], [(1, 40)])
@@ -168,7 +169,7 @@ def test_curves_of_widths_and_gains_have_the_range_of_the_seeds_or_their_interva
 
 @pytest.mark.parametrize("bad", [{}, {"loss": np.nan}, {"diverged": True}])
 def test_loss_against_the_learning_rate_and_the_best_one_without_rates_at_which_a_run_diverged(bad):
-    rows = product(("MoE", SAME_ACTIVE), (0.1, 0.001, 0.01), (0, 1))
+    rows = product(("MoE", "dense, 1×"), (0.1, 0.001, 0.01), (0, 1))
     rates = pd.DataFrame(rows, columns=["model", "lr", "seed"]).assign(step=2, diverged=False)
     rates["loss"] = 1 + (np.log10(rates.lr) + 2) ** 2 + 0.1 * rates.seed + 0.2 * (rates.model != "MoE")
     frame = pd.concat([rates, rates.assign(step=1, loss=9.0)])  # the last measurement counts

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from moe_lessons.analysis import effective_width, quality, results
-from moe_lessons.nn import SAME_ACTIVE
 from moe_lessons.support import data as datafiles
 
 WIDTHS = (64, 128, 256, 512)
@@ -56,7 +55,7 @@ def test_the_interval_is_of_seeds_the_least_width_counts_and_nothing_is_extrapol
 
 
 def test_how_all_lengths_ended_and_what_the_best_dense_model_takes(store):
-    known = {(SAME_ACTIVE, 64): (10, 40), ("dense, F=128", 128): (40, 60), ("MoE, E=4", 66): (50, 80)}  # of 200
+    known = {("dense, 1×", 64): (10, 40), ("dense, 2×", 128): (40, 60), ("MoE, E=4", 66): (50, 80)}  # of 200
     for i, steps in enumerate((100, 200)):
         runs = [
             {"model": model, "seed": seed, "step": [steps // 2, steps], "loss": [2, 1], "known": [0, ends[i] + seed],
@@ -67,7 +66,7 @@ def test_how_all_lengths_ended_and_what_the_best_dense_model_takes(store):
     ends = results.load_ends("book")
     assert len(ends) == 12 and ends.known.max() == 41 and ends.width.isna().sum() == 4
     assert ends.max_over_mean.dtype == float and ends.max_over_mean.isna().sum() == 6
-    assert results.last_of("book_100", "known")["dense, F=128"].tolist() == [41, 42]  # of seeds 1 and 2
+    assert results.last_of("book_100", "known")["dense, 2×"].tolist() == [41, 42]  # of seeds 1 and 2
     times = quality.times_the_cost(ends, "MoE, E=4", 100)  # it knows 25.5 and 26 %: more than all after 100 steps, and
     assert (times.low, times.width, times.high) == near((12_800 * 2**0.5 / 6600,) * 3)  # half-way between those of 200
     assert quality.times_as_wide(ends, "MoE, E=4", 200).width == math.inf
@@ -86,7 +85,7 @@ def test_the_width_of_equal_quality_over_the_steps(store):
         costs = {"flops_per_step": width, "ms_per_step": 1.0}
         return {"model": model, "seed": seed, "step": steps, "loss": [loss + 0.01 * seed for loss in loss], **costs}
 
-    rows = [run(f"dense, F={width}", width, seed=seed) for width in (128, 256, 512, 1024) for seed in (1, 2)]
+    rows = [run(f"dense, {width}×", 128 * width, seed=seed) for width in (1, 2, 4, 8) for seed in (1, 2)]
     rows += [run("MoE, E=16", 128, better=0.0999, seed=seed) for seed in (1, 2)]  # doubles
     rows += [run("MoE, E=4", 128), run("MoE, E=8", 64), run("MoE, E=8", 64, seed=2)]
     store("prose", {"sweep": "prose", "steps": 400}, *rows)

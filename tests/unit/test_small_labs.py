@@ -6,6 +6,7 @@ import pytest
 from live_tools import mark
 
 from moe_lessons.plots.marks import Bars, Cells, Lamps, Line
+from moe_lessons.plots.theme import model_inks
 from moe_lessons.training import facts_runs, train
 from moe_lessons.widgets import CollapseLab, FactsLab, RoutersView
 
@@ -24,7 +25,7 @@ def test_the_walls_show_what_each_model_knows_and_the_curve_how_many():
         run.knobs.lr = 0.01
         train(run, 20)
         known, lamps, line = run.task.known(run.model), mark(lab, place, Lamps), mark(lab, 3, Line, place)
-        assert lamps.lit.tolist() == known.tolist() and lamps.ink == place
+        assert lamps.lit.tolist() == known.tolist() and lamps.ink == line.ink == model_inks(plain)[place]
         assert bytes(lamps.letters[7]).decode() == run.task.entries[7]
         assert line.name == name and line.x.tolist() == list(range(0, 21, 5))
         assert line.y.tolist() == [int(known[name].sum()) for _, known in lab.readings]
@@ -33,6 +34,15 @@ def test_the_walls_show_what_each_model_knows_and_the_curve_how_many():
         lab.set(x_axis=axis)
         for line in (mark(lab, 3, Line, number) for number in range(3)):
             assert (np.diff(line.x) > 0).all() and lab.canvas.panels[3].x.high >= line.x[-1]
+
+
+def test_where_both_baselines_are_one_model_it_is_shown_once():
+    lab = FactsLab(4, num_entries=8)
+    assert list(lab.runs) == ["MoE", "dense, 1×", "dense, 2×"] and len(lab.canvas.panels) == 6
+    for top_k, names in ((4, ["dense, 1×"]), (1, ["dense, 1×", "dense, 4×"])):
+        lab.set(top_k=top_k)
+        titles = [panel.title.partition(":")[0] for panel in lab.panels()[:-3]]
+        assert list(lab.runs) == titles == ["MoE", *names]
 
 
 def test_the_lamps_are_those_of_the_last_step():

@@ -141,7 +141,7 @@ def test_the_map_and_the_table_say_the_same_place():
     for place in range(0, len(heat.titles), 17):
         width, batch = heat.places[place]
         expected = numpy_speedup(COURSE, 1e10, 8e10, 4, 4, width, 2**batch, 0)
-        assert heat.titles[place].endswith(f"{width:g} ×: speedup {expected:.2f}")
+        assert heat.titles[place].endswith(f"{width:g}×: speedup {expected:.2f}")
     table = view.panels()[1].marks[0]
     assert dict(zip(table.rows, table.cells))["bytes loaded"] == ["32.1 MB", "107 MB"]
     assert {"0.5", "2", "4"} < set(mark(view, Boxes).texts) < {f"{level:g}" for level in LEVELS}

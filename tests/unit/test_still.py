@@ -135,7 +135,7 @@ def test_letters_stand_in_boxes_of_their_experts_colour_and_none_over_another(ex
 
 
 def test_panels_stand_in_rows_of_twelve_columns_with_room_for_all_their_letters():
-    models = "MoE", "dense, same active", "dense, same total", "equally good dense"
+    models = "MoE", "dense, 1×", "dense, 4×", "dense, 2.67×"
     steps = np.arange(1, 101)
     cells = Cells(np.full((2, 8), 1 / 8), even=1 / 8, most=0.5, numbers=True, rows="group")
     wide = Axis(1.5, -0.5, ticks=[(0, "continuation byte"), (1, "x")])

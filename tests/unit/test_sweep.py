@@ -12,13 +12,12 @@ from data import make_collapse_map, make_plane_sweeps
 from data import make_sweeps as sweep
 from data.make_sweeps import TEXT
 from moe_lessons.analysis import count_parameters, flops_per_token, load_results, results
-from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL
 from moe_lessons.support import data as datafiles
 from moe_lessons.training import PRESETS, Run, SeedBand, TrainingDiverged, train
 
 SHORT = {"steps": 4, "warmup_steps": 1, "decay_steps": 4, "measurements": 2, "batch_size": 2, "held_out": 6}
-TINY = sweep.Sweep(TEXT, {SAME_ACTIVE: (0.01,), "MoE, E=4": (0.01, 0.02)}, range(1), **SHORT)
-TABLE = [(SAME_ACTIVE, 0.01, 0), ("MoE, E=4", 0.01, 0), ("MoE, E=4", 0.02, 0)]
+TINY = sweep.Sweep(TEXT, {"dense, 1×": (0.01,), "MoE, E=4": (0.01, 0.02)}, range(1), **SHORT)
+TABLE = [("dense, 1×", 0.01, 0), ("MoE, E=4", 0.01, 0), ("MoE, E=4", 0.02, 0)]
 
 
 @pytest.fixture
@@ -77,19 +76,20 @@ def test_a_run_that_diverges_is_stored_as_far_as_it_came_with_its_spikes(monkeyp
         return run.records.pop(-2)
 
     monkeypatch.setattr(Run, "step", diverges)
-    row = sweep.train_model(TINY.of(30, measurements=15), SAME_ACTIVE, 0.01, 0)
+    row = sweep.train_model(TINY.of(30, measurements=15), "dense, 1×", 0.01, 0)
     assert row["diverged"] and row["step"] == list(range(2, 25, 2)) and row["spikes"] == 2
 
 
-@pytest.mark.parametrize("of", ["capacity", "book_8000_3000"])
+@pytest.mark.parametrize("of", ["capacity", "book_8000_3000", "source"])
 def test_the_models_are_what_their_names_say(of):
     study = sweep.SWEEPS[of].study
-    active, moe = (count_parameters(study.make_model(name)) for name in (SAME_ACTIVE, f"MoE, E={study.num_experts}"))
+    active, moe = (count_parameters(study.make_model(name)) for name in ("dense, 1×", f"MoE, E={study.num_experts}"))
     L, D, F, K = (study.sizes[key] for key in ("num_layers", "d_model", "d_ff", "top_k"))
-    assert count_parameters(study.make_model(SAME_TOTAL)).total == moe.total - L * D * study.num_experts  # no router
+    total = f"dense, {study.num_experts // K}×"
+    assert count_parameters(study.make_model(total)).total == moe.total - L * D * study.num_experts  # no router
     assert active.total == moe.active - L * D * study.num_experts
-    wide = count_parameters(study.make_model("dense, F=192"))
-    assert wide.total == wide.active == active.total + L * 3 * D * (192 - K * F)
+    wide = count_parameters(study.make_model("dense, 1.5×"))
+    assert wide.total == wide.active == active.total + L * 3 * D * K * F // 2
 
 
 def test_what_is_stored_belongs_to_the_sweeps_of_the_code():

@@ -13,7 +13,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from moe_lessons.nn import SAME_ACTIVE, TopKRouter, muted
+from moe_lessons.nn import TopKRouter, muted
 from moe_lessons.tasks import PLANE_TASKS, Facts, PlaneTask
 from moe_lessons.training import PRESETS, PlaneSetting, facts_run, facts_runs, plane_runs
 from moe_lessons.training.knobs import KNOBS, Knob
@@ -221,7 +221,7 @@ def test_the_manifest_has_what_the_table_of_knobs_and_the_panels_say():
     assert own["panels"]["8"]["marks"][0]["rows"][-2:] == ["held-out loss", "accuracy"]
 
 
-@pytest.mark.parametrize("name", ("MoE", SAME_ACTIVE))
+@pytest.mark.parametrize("name", ("MoE", "dense, 1×"))
 def test_the_wall_of_facts_trains_and_reads_as_its_runs_do(name):
     """Ten steps on the same entries; then, of a model that knows some entries by heart, which ones.
 

@@ -1,4 +1,4 @@
-// Trains the wall of facts: three models in step, each in a worker of its own (see wall_model.js). What it knows: to
+// Trains the wall of facts: its models in step, each in a worker of its own (see wall_model.js). What it knows: to
 // have them train and read, and to fill the arrays of the panels (see web/wall.py).
 
 import { History, serve, toPercent } from "./loop.js";

@@ -8,7 +8,7 @@ import { fillEven, fillNormal, floats, graph, numbers, randomOf, whole } from ".
 
 const signed = (value) => `${value < 0 ? "" : "+"}${value.toFixed(2)}`;
 
-// --- one training: three models in step ---------------------------------------------------------------------------
+// --- one training: its models in step -----------------------------------------------------------------------------
 
 class Training extends History {
   constructor(shared, manifest, graphs, weights, ofSeed, values) {

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from moe_lessons.analysis.counting import count_parameters
-from moe_lessons.nn import SAME_TOTAL, FeedForward, Routing, dense_baseline, evaluating, is_moe
+from moe_lessons.nn import FeedForward, Routing, dense_baseline, dense_name, evaluating, is_moe
 from moe_lessons.nn.ffn import GATED
 from moe_lessons.plots.marks import Arrows, Axis, Boxes, Panel
 from moe_lessons.plots.panels._history import as_array
+from moe_lessons.plots.theme import model_inks
 from moe_lessons.support.errors import check_whole, in_words
 
 MOST_EXPERTS = MOST_TOKENS = 16  # that have room for their numbers
@@ -41,8 +42,9 @@ def block_of(moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | Non
 
 def block(view) -> Panel:
     plane, model = view.plane, view.main_run.model
-    baseline = view.runs[SAME_TOTAL].model.block if SAME_TOTAL in view.runs else None
-    return block_panel(model.block, plane.hidden, plane.out, plane.routing, view.state.token, baseline)
+    run = view.runs.get(dense_name(model.block.num_experts / model.block.top_k))
+    dense = run and run.model.block
+    return block_panel(model.block, plane.hidden, plane.out, plane.routing, view.state.token, dense)
 
 
 def block_panel(moe, x: Tensor, y: Tensor, routing: Routing, token: int, dense=None, has_strip=True) -> Panel:
@@ -94,18 +96,17 @@ def words(x, y, text: str) -> tuple:
 
 
 def draw_ffn(heads: list, boxes: list, arrows: list, dense: FeedForward, moe: nn.Module, x) -> None:
-    """Draw on the left the FFN, its token coming in from above, in the ink of what it is to the mixture."""
+    """Draw on the left the FFN, its token coming in from above, in the ink of its width."""
     count = count_parameters(dense)
     middle = FFN / 2
     D, F = dense.d_model, dense.d_ff
-    baselines = ("params", "dense, same total", 2), ("flops", "dense, same active", 1)
-    same = ((name, ink) for match, name, ink in baselines if count_parameters(dense_baseline(moe, match)) == count)
-    name, ink = next(same, ("", 3))
+    name = dense_name(count.total / count_parameters(dense_baseline(moe, "flops")).total)
+    (ink,) = model_inks([name])
     up = f"gate and up: {D} → {F}" if dense.activation in GATED else f"up: {D} → {F}"
     rows = [(TOKEN, 24, f"x = {vector(x, 2)}", FRAME), (123, 58, up, INK + ink), (181, 28, dense.activation, INK + ink),
             (228, 38, f"down: {F} → {D}", INK + ink), (SUM, 24, f"y: {D} numbers", FRAME)]  # fmt: skip
     boxes += [box(middle, y, FFN - 8, h, text, fill) for y, h, text, fill in rows]
-    boxes.append(words(4, 30, f"{name}, F = {F}".removeprefix(", ")))
+    boxes.append(words(4, 30, f"{name}, F = {F}"))
     for (y, h, *_), (y_to, h_to, *_) in zip(rows, rows[1:]):
         arrows.append(((middle, y + h / 2, middle, y_to - h_to / 2), -1, -1))
     heads += [words(4, 12, "Dense: every weight is used"), words(4, COUNTS, f"parameters: total {count.total:,}")]

@@ -10,7 +10,6 @@ from moe_lessons.plots.panels._history import X_AXES, as_array, history, spent
 from moe_lessons.plots.theme import ALIVE, DEAD, model_inks, short_number
 
 WIDE = 1.25  # a memorisation grid is so much wider than high
-BAR = "#00838f"
 OWN_ACCURACY = "Accuracy around your points"  # new draws of them: no point is kept apart
 NUM_HELD_OUT, NUM_HELD_OUT_SEQUENCES = 256, 48  # to measure loss and accuracy on: points, or sequences of text
 CURVES = {  # name -> title, what of a reading
@@ -71,8 +70,8 @@ def wall_panel(name: str, known, entries, ink: int) -> Panel:
     return Panel(f"{name}: {known.sum():,} of {len(known):,}", [lamps], *axes)
 
 
-def wall(view, name: str) -> Panel:
-    ink = model_inks(view.runs)[list(view.runs).index(name)]
+def wall(view, place: int) -> Panel:
+    name, ink = list(view.runs)[place], model_inks(view.runs)[place]
     return wall_panel(name, view.readings[-1][1][name], view.main_run.task.entries, ink)
 
 
@@ -112,7 +111,7 @@ def accuracy(view) -> Panel:
 
 def bars_panel(title: str, names, values, texts, high: float) -> Panel:
     """Show a bar for each model: names and values (M,), texts at their ends."""
-    bars = Parts(list(names), [""], np.array(values, "f4")[:, None], [BAR], texts)
+    bars = Parts(list(names), [""], np.array(values, "f4")[:, None], (), texts, model_inks(names))
     return Panel(title, [bars], Axis(0, high, ticks=()), height=150)
 
 

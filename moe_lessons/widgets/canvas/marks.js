@@ -283,9 +283,12 @@ function legendOfParts(_, { names, colors }) {
   return names.map((name, i) => [name, { background: colors[i], height: "10px", width: "10px" }]);
 }
 
+const colorOfPart = ({ view }, { colors, inks }, row, part) => colors[part] ?? css(inkOf(view, inks[row]));
+
 const marginOfParts = ({ pen }, { texts }) => 14 + Math.max(0, ...texts.map((text) => pen.measure(text) + 4));
 
-function drawParts(card, { rows, names, values, colors, texts }) {
+function drawParts(card, mark) {
+  const { rows, names, values, colors, texts } = mark;
   const { pen } = card;
   const high = Math.min(0.68 * Math.abs(card.y(1) - card.y(0)), 34);
   rows.forEach((_, row) => {
@@ -295,7 +298,7 @@ function drawParts(card, { rows, names, values, colors, texts }) {
       const left = card.x(sum);
       sum += values[row * names.length + i] || 0;
       const wide = card.x(sum) - left;
-      pen.context.fillStyle = colors[i];
+      pen.context.fillStyle = colorOfPart(card, mark, row, i);
       pen.context.fillRect(left, middle - high / 2, wide > 2 ? wide - 1 : wide, high);
       const hasRoom = names.length > 1 && pen.measure(name) < wide - 8 && high > 13;
       if (hasRoom) pen.write(name, left + wide / 2, middle, { color: css(inkOn(hex(colors[i]))) });
@@ -304,11 +307,13 @@ function drawParts(card, { rows, names, values, colors, texts }) {
   });
 }
 
-function stopsOfParts({ box, xAxis, y, yAt }, { rows, names, values, colors, texts }) {
+function stopsOfParts(card, mark) {
+  const { box, xAxis, y, yAt } = card;
+  const { rows, names, values, texts } = mark;
   const unit = xAxis.label ? ` ${xAxis.label}` : "";
   const tell = (row) => {
     const parts = names.map((name, i) => [
-      colors[i],
+      colorOfPart(card, mark, row, i),
       name,
       valueText(xAxis, values[row * names.length + i]) + unit,
     ]);
