@@ -262,10 +262,11 @@ def draw_parts(mark: Parts, ax, panel):
     colors = mark.colors or [[LIGHT.lines[ink] for ink in mark.inks]]
     for name, color, size, left in zip(mark.names, colors, values.T, values.cumsum(axis=1).T - values.T):
         bars = ax.barh(places, size, 0.68, left=left, color=color, label=name)
+        if len(mark.names) == 1:
+            break  # a whole has its text at its end
         texts = [f"{part:.0%}" if right <= 1 else f"{name} {style.short_number(part)}" for part in size]
         rooms = size / right * ax.bbox.width - 4  # pixels
         texts = [text if style.LETTER * len(text) < room else "" for text, room in zip(texts, rooms)]
-        texts = texts if len(mark.names) > 1 else [""] * len(texts)  # a whole has its text at its end
         ax.bar_label(bars, texts, label_type="center", color=ink_on(color), fontsize=style.TEXT_SIZE)
     for row, text in enumerate(mark.texts):
         annotate(ax, text, (values[row].sum(), row), (5, 0), weight="bold")
