@@ -3,7 +3,6 @@
 from moe_lessons.analysis.counting import TransformerShape, count_parameters, flops_per_token, published_models
 from moe_lessons.analysis.inference import Machine, bytes_per_step, decode_speed, distinct_experts, union_law
 from moe_lessons.analysis.load import balance_by_layer, load_statistics, replicate
-from moe_lessons.analysis.planner import plan
 from moe_lessons.analysis.quality import EffectiveWidth, effective_width
 from moe_lessons.analysis.results import load_results
 from moe_lessons.analysis.timing import Ratio, paired_ratio

@@ -1,4 +1,4 @@
-"""Lesson 11: the dispatch of an all-to-all, by hand."""
+"""Lesson 11: the times of an exchange and of the arithmetic, and the dispatch of an all-to-all, by hand."""
 
 from collections.abc import Iterator
 
@@ -6,6 +6,43 @@ import torch
 from torch import Tensor
 
 from moe_lessons.exercises.exercise import exercise
+
+
+def my_exchange_seconds(tokens, K, D, bytes, link):
+    return tokens * K * D * bytes / link  # K rows of D numbers for each token
+
+
+EXCHANGE_MISTAKES = [
+    (lambda tokens, K, D, bytes, link: tokens * D * bytes / link, "A token has K experts: it sends a row to each."),
+    (lambda tokens, K, D, bytes, link: tokens * K * D / link, "You counted numbers. The link is in bytes per second."),
+    (lambda tokens, K, D, bytes, link: 2 * tokens * K * D * bytes / link,
+     "`bytes` are those of both ways together. Do not count the way back twice."),
+    (lambda tokens, K, D, bytes, link: 8 * tokens * K * D * bytes / link,
+     "The link is in bytes per second, and not in bits."),
+]  # fmt: skip
+
+
+@exercise(1, my_exchange_seconds, EXCHANGE_MISTAKES, "the seconds")
+def exchange_seconds() -> list[tuple]:
+    return [(50, 2, 64, 4, 1e5), (8, 1, 16, 2, 1e3), (4096, 8, 7168, 3, 50e9)]
+
+
+def my_compute_seconds(tokens, active, peak):
+    return 2 * active * tokens / peak  # a multiplication and an addition for each active parameter
+
+
+COMPUTE_MISTAKES = [
+    (lambda tokens, active, peak: active * tokens / peak,
+     "An active parameter takes two FLOPs, a multiplication and an addition."),
+    (lambda tokens, active, peak: 6 * active * tokens / peak,
+     "Six FLOPs per active parameter are those of forward and backward. Here is only the forward pass."),
+    (lambda tokens, active, peak: 2 * active / peak, "These are the seconds of one token."),
+]  # fmt: skip
+
+
+@exercise(1, my_compute_seconds, COMPUTE_MISTAKES, "the seconds")
+def compute_seconds() -> list[tuple]:
+    return [(50, 1000, 1e5), (8, 12, 1e3), (4096, 37e9, 400e12)]
 
 
 def my_dispatch(x, chosen, num_experts):

@@ -129,12 +129,3 @@ def rank_traffic(routing: Routing | Tensor, ranks: int | None = None) -> Tensor:
         cell = owner * routing.num_experts + routing.expert_idx
         routing = torch.bincount(cell, minlength=ranks * routing.num_experts).view(ranks, -1)
     return routing.view(len(routing), len(routing), -1).sum(dim=2)
-
-
-def bytes_sent(traffic: Tensor, d_model: int, itemsize: int = 4) -> Tensor:
-    """Count (N,) the bytes that each rank sends to others for one layer and step, from its `rank_traffic` (N, N).
-
-    Rows of D numbers travel to their experts and back, and their gradients do too. With T tokens on each
-    rank and even loads that is 4 · T · K · (N - 1)/N · D · itemsize."""
-    away = traffic - torch.diag(traffic.diag())
-    return 2 * (away.sum(dim=1) + away.sum(dim=0)) * d_model * itemsize

@@ -1,4 +1,4 @@
-"""Pictures of what models cost: where parameters are, how many are active, how fast it is, what a plan says."""
+"""Pictures of what models cost: where parameters are, how many are active, how fast it is, what an exchange takes."""
 
 from collections.abc import Collection, Mapping
 

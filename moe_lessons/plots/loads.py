@@ -1,6 +1,6 @@
-"""Pictures of experts: the load of each, by layer and by model, gradients on their logits, capacity, traffic."""
+"""Pictures of experts: the load of each, by layer and by model, gradients on their logits, capacity, traffic, links."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from moe_lessons.nn import Routing
 from moe_lessons.nn.balancing import rank_within
 from moe_lessons.plots import theme as style
 from moe_lessons.plots.still import two_ways
-from moe_lessons.plots.theme import LIGHT, PALETTE, RED, LessonFigure, annotate, axes_for, dress, ink_on, name_over
+from moe_lessons.plots.theme import LIGHT, RED, LessonFigure, annotate, axes_for, dress, ink_on, log_axis, name_over
 
 INKS = [LIGHT.lines[i] for i in (0, 5, 4)]  # of the token, of the domain, and of the domain given the token
 
@@ -122,23 +122,53 @@ def plot_exchange(traffic: Mapping[str, Tensor], even: float | None = None) -> A
     return ax
 
 
-def plot_parallel() -> Figure:
-    """Draw a layer of four experts on two devices, by expert parallelism; below, what each has and what travels."""
-    figure = LessonFigure(5.2, 3.5)
-    ax = dress(figure.subplots(), "expert parallel")
+def plot_parallel(chosen: Sequence[Sequence[int]] = ((3, 0), (1, 2)), num_experts: int = 4) -> Figure:
+    """Draw the tokens of two ranks on their way to their experts and back, each in the colour of its expert. chosen:
+    the expert of each token of each rank (K = 1); the experts stand in blocks."""
+    figure = LessonFigure(7.6, 3.6)
+    ax = dress(figure.subplots(), "Expert parallelism: dispatch and combine")
     ax.axis("off")
-    for device, experts in enumerate(((0, 1), (2, 3))):
-        left = 1.25 * device
-        ax.add_patch(Rectangle((left, 0), 1, 1, fill=False, ec=LIGHT.muted, lw=1.2))
-        annotate(ax, f"device {device}", (left + 0.5, 1.06), ha="center", color=LIGHT.muted)
-        blocks = [(f"E{e}", PALETTE[e], left + 0.06 + 0.225 * e, 0.205, 0.14) for e in experts]
-        for text, color, x, wide, low in [("attention, router", LIGHT.grid, left + 0.06, 0.88, 0.58), *blocks]:
-            ax.add_patch(Rectangle((x, low), wide, 0.28, fc=color))
-            annotate(ax, text, (x + wide / 2, low + 0.14), ha="center", color=ink_on(color))
-    arrow = {"arrowstyle": "<->", "color": LIGHT.foreground, "lw": 1.6}
-    ax.annotate("", (1.27, 0.28), (0.98, 0.28), arrowprops=arrow)
-    held = "a device holds half of the experts, a copy of the rest, its own sequences"
-    sent = "sent: rows, twice in each layer, forward and backward;\ngradients of the copies, once per step"
-    annotate(ax, f"{held}\n{sent}", (1.125, -0.08), ha="center", va="top")
-    ax.set(xlim=(-0.05, 2.3), ylim=(-0.4, 1.15))
+    half, tokens = num_experts // 2, [(rank, e) for rank, experts in enumerate(chosen) for e in experts]
+    for rank in range(2):
+        ax.add_patch(Rectangle((-0.45, 2.1 * rank - 0.5), 8.9, 1.9, fc=LIGHT.grid, alpha=0.35))
+        annotate(ax, f"rank {rank}", (-0.6, 2.1 * rank + 0.45), ha="right", weight="bold")
+    for e in range(num_experts):
+        ax.add_patch(Rectangle((3.5, _row(e, half) - 0.36), 1, 0.72, fill=False, ec=style.expert_color(e), lw=2))
+        annotate(ax, f"E{e}", (4.12, _row(e, half)), color=LIGHT.foreground)
+    for i, (rank, e) in enumerate(tokens):
+        home, place, color = _row(i, len(tokens) // 2), _row(e, half), style.expert_color(e)
+        line = {"color": color, "lw": 2.4 if e // half != rank else 1, "ls": "-" if e // half != rank else "--"}
+        for start, end in (((0.3, home), (3.55, place)), ((4.45, place), (7.7, home))):
+            ax.annotate("", end, start, arrowprops={"arrowstyle": "->", **line})
+        for x, y in ((0, home), (3.8, place), (8, home)):
+            ax.add_patch(Rectangle((x - 0.22, y - 0.22), 0.44, 0.44, fc=color))
+            annotate(ax, f"t{i}", (x, y), ha="center", color=ink_on(color))
+    for x, text in ((0, "tokens"), (2, "dispatch"), (4, "experts"), (6, "combine"), (8, "outputs")):
+        annotate(ax, text, (x, -0.85), ha="center", color=LIGHT.muted)
+    annotate(ax, "thick: crosses the link between the ranks; dashed: stays", (4, 3.85), ha="center", color=LIGHT.muted)
+    ax.set(xlim=(-1.5, 8.6), ylim=(4.1, -1.1))
+    return figure
+
+
+def _row(i: int, of_rank: int) -> float:
+    """Say how far down number i stands, of so many tokens or experts on each of two ranks."""
+    return 2.1 * (i // of_rank) + 0.9 * (i % of_rank)
+
+
+def plot_links(models: Mapping[str, tuple[float, Mapping[str, float]]], link: float) -> Figure:
+    """Draw for each model the time of a token's exchange over the speed of the link, and of its arithmetic; a dot is
+    where they cross. models: name -> (seconds of the arithmetic, {way: bytes of a token's exchange}). link: of which
+    the text speaks, in bytes per second."""
+    figure, speeds = LessonFigure(9, 3.6), np.geomspace(10e9, 400e9, 50)
+    for ax, (name, (arithmetic, ways)) in zip(figure.subplots(1, len(models), sharey=True), models.items()):
+        dress(ax, name, "link, GB/s", "µs per token")
+        ax.axhline(1e6 * arithmetic, color=LIGHT.lines[0], lw=2, ls="--", label="arithmetic")
+        for (way, sent), ink in zip(ways.items(), (4, 3)):
+            ax.plot(speeds / 1e9, 1e6 * sent / speeds, color=LIGHT.lines[ink], label=f"exchange, {way}")
+            ax.plot(sent / arithmetic / 1e9, 1e6 * arithmetic, "o", color=LIGHT.lines[ink])
+        ax.axvline(link / 1e9, color=LIGHT.muted, lw=1)
+        annotate(ax, f"{link / 1e9:.0f} GB/s", (link / 1e9, 25), (4, 0), color=LIGHT.muted)
+        ax.set(xlim=(10, 400), ylim=(20, 4000))
+        log_axis(ax, "x", (10, 20, 50, 100, 200, 400))
+        name_over(log_axis(ax, "y", (20, 100, 500, 2000)))
     return figure

@@ -1,5 +1,7 @@
-"""Parameters and FLOPs, against torch's own counters and against the model classes of Hugging Face."""
+"""Parameters and FLOPs, against torch's own counters and against the model classes of Hugging Face, and the counts of
+published models."""
 
+import csv
 import dataclasses
 
 import pytest
@@ -10,11 +12,20 @@ from live_tools import MyMoE
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape, count_parameters, flops_per_token
+from data import make_published_models as maker
+from moe_lessons.analysis.counting import (
+    MODEL_SHAPES,
+    TransformerShape,
+    count_parameters,
+    flops_per_token,
+    published_models,
+)
 from moe_lessons.analysis.counting import ParameterCount as Count
 from moe_lessons.analysis.inference import bytes_per_step
+from moe_lessons.analysis.roofline import published_sizes
 from moe_lessons.nn import FeedForward, LanguageModel, MoE, SoftMoE, TransformerConfig, dense_baseline
 from moe_lessons.nn.routing import ExpertChoiceRouter, FrozenRouter, NoisyTopKRouter, SigmoidRouter
+from moe_lessons.support.data import data_path
 
 ACTIVATIONS = ["swiglu", "gelu", "relu"]
 MIXTRAL = MODEL_SHAPES["Mixtral 8x7B"]
@@ -145,3 +156,24 @@ def test_shape_against_hugging_face_parameters_and_flops(changes):
     tokens = torch.arange(length)[None] % shape.vocab_size
     with torch.no_grad():
         assert measured_flops(model.forward, tokens) == length * shape.flops_per_token(context_length=length)
+
+
+def test_counted_agrees_with_published_except_where_the_note_says_why():
+    frame = published_models()
+    assert len(frame) == len(maker.PUBLISHED) == 16 and frame.total_params.is_monotonic_decreasing
+    assert (frame.total_params / 1e9 / frame.total_published_b - 1).abs().max() < 0.012
+    active = frame.dropna(subset="active_published_b")
+    off = (active.active_params / 1e9 / active.active_published_b - 1).abs()
+    assert set(active.name[off > 0.025]) == {"gpt-oss-20b", "GLM-4.5"}
+    assert active.note[off > 0.025].str.contains("embedding").all()
+
+
+@pytest.mark.parametrize("model", maker.PUBLISHED, ids=lambda model: model.name)
+def test_csv_equals_the_model_class(model):
+    transformers = pytest.importorskip("transformers", reason="needs the extra hf")
+    if not hasattr(transformers, model.hf_class):
+        pytest.skip(f"transformers {transformers.__version__} has no {model.hf_class}")
+    with data_path("published_models.csv").open(encoding="utf-8", newline="") as file:
+        stored = {row["name"]: row for row in csv.DictReader(file)}
+    assert {column: str(value) for column, value in maker.row(model).items()} == stored[model.name]
+    assert published_sizes()[model.name] == maker.count_sizes(model)

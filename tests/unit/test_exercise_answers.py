@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from moe_lessons import exercises, nn
-from moe_lessons.analysis import effective_width
+from moe_lessons.analysis import effective_width, flops_per_token
 from moe_lessons.analysis.speedup import edges
 from moe_lessons.exercises.lesson_09 import TRIED_TOKENS, causality_cases
 from moe_lessons.nn import Routing, SigmoidRouter, seeded
@@ -70,6 +70,15 @@ class InAnotherWay:
         router.expert_bias = bias  # which is then changed in place
         nn.update_expert_bias(router, routing_of(torch.ones(len(idx), len(bias)), idx), rate)
         return bias
+
+    def exchange_seconds(tokens, K, D, bytes, link):
+        rows = torch.ones(tokens, K)  # one for each token and expert
+        return (rows * (D * bytes)).sum().double() / link
+
+    def compute_seconds(tokens, active, peak):
+        ffn = nn.FeedForward(4, 3)
+        each = flops_per_token(ffn) / sum(weight.numel() for weight in ffn.parameters())  # of a dense model
+        return tokens * active * each / peak
 
     def dispatch(x, chosen, num_experts):
         share, inboxes = num_experts // len(x), [[] for _ in x]

@@ -18,7 +18,7 @@ from oracle import refused
 from torch.nn import functional as F
 
 from moe_lessons.nn import DISPATCH, LanguageModel, MoE, Routing, load_balancing_loss, seeded
-from moe_lessons.parallel import bytes_sent, launch, rank_traffic, shard_experts
+from moe_lessons.parallel import launch, rank_traffic, shard_experts
 from moe_lessons.parallel.training import Settings, checkpoints_in, train_each, train_rank
 from moe_lessons.tasks import TextTask, make_text
 
@@ -57,8 +57,6 @@ def test_rank_traffic_is_counted_row_by_row():
     for token, expert in zip(routing.token_idx.tolist(), routing.expert_idx.tolist()):
         expected[token // 3, expert // 2] += 1
     assert torch.equal(rank_traffic(routing, 4), expected)
-    sent = (expected.sum(0) + expected.sum(1) - 2 * expected.diag()).tolist()  # there and back
-    assert bytes_sent(expected, 4).tolist() == [2 * 4 * 4 * rows for rows in sent]
 
 
 @pytest.fixture(scope="module")
