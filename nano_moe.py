@@ -19,10 +19,13 @@ sequence, and T counts them all.
 
 import argparse
 import math
+import os
 import time
 from pathlib import Path
 
-import torch
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # beside other work, threads that wait by spinning stop each other
+
+import torch  # it reads that once
 from torch import nn
 from torch.nn import functional as F
 
@@ -208,7 +211,8 @@ def train(model, text, held_out, args):
             rate = (step - done) * y.numel() / (time.perf_counter() - start)
             held = held_out_loss(model, held_out, args)
             busiest = [f"{probs.shape[1] * load(probs, chosen).max().item():.1f}" for probs, chosen in routings]
-            print(f"{step:5} {now:8.3f} {held:9.3f} {rate:10,.0f}  ", *busiest, flush=True)
+            left = (args.steps - step) * y.numel() / rate
+            print(f"{step:5} {now:8.3f} {held:9.3f} {rate:10,.0f} {left:6.0f} s  ", *busiest, flush=True)
             start, done = time.perf_counter(), step
 
 
@@ -273,9 +277,10 @@ def main(argv=None):
     print(f"{total:,} parameters, of which {total - idle:,.0f} work for a token; {len(text):,} bytes of text")
     text = torch.frombuffer(bytearray(text), dtype=torch.uint8)  # (number of bytes,)
     split = len(text) - len(text) // 10  # the last tenth is held out
-    print(" step     loss  held out   tokens/s   busiest expert of each layer, in multiples of the mean")
+    print("Loss of a batch and of text held out, in nats per byte. Busiest expert of each layer over the mean of all.")
+    print(" step     loss  held out   tokens/s     left   busiest", flush=True)
     train(model, text[:split], text[split:], args)
-    print(f"\n{sample(model, 'The ', args)}")
+    print(f"\nWhat the model writes after 'The ':\n{sample(model, 'The ', args)}")
 
 
 if __name__ == "__main__":

@@ -64,13 +64,15 @@ def test_it_learns_reports_and_writes_the_same_from_the_same_seed(text, capsys):
         return capsys.readouterr().out.splitlines()
 
     first, second, other = lines(), lines(), lines("--seed", "1")
-    steps = [line.split() for line in first[2:] if line[:5].strip().isdecimal()]
+    steps = [line.split() for line in first[3:] if line[:5].strip().isdecimal()]
     assert [int(step) for step, *_ in steps] == [1, 10, 20, 30, 40, 50, 60]
     (loss, held_out), (last, last_held_out) = (map(float, steps[place][1:3]) for place in (0, -1))
     assert last < 0.7 * loss and last_held_out < 0.7 * held_out
-    busiest = [float(times) for times in steps[-1][4:]]
+    left = [float(seconds) for *_, seconds, s, _, _ in steps if s == "s"]
+    assert len(left) == len(steps) and left[-1] == 0 <= min(left)
+    busiest = [float(times) for times in steps[-1][-2:]]
     assert len(busiest) == 2 and all(1 <= times <= 4 for times in busiest)
-    written = ["\n".join(each[9:]) for each in (first, second, other)]
+    written = ["\n".join(each[12:]) for each in (first, second, other)]
     assert written[0] == written[1] != written[2] and written[0].strip().startswith("The ")
 
 
@@ -78,7 +80,7 @@ def test_the_auxiliary_loss_evens_the_load(text, capsys):
     def busiest(coefficient: str) -> float:
         nano_moe.main([text, *TINY, "--top-k", "1", "--steps", "60", "--aux-loss", coefficient])
         (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("   60 ")]
-        return max(map(float, line.split()[4:]))
+        return max(map(float, line.split()[-2:]))
 
     assert busiest("1") + 0.3 < busiest("0")
 
