@@ -42,6 +42,7 @@ def described(sizes: ModelSizes) -> dict[str, float]:
     return {
         "experts": group.num_experts,
         "top_k": group.top_k,
+        "rest": sizes.total - group.num_experts * group.layers * group.expert - parts[ROUTER][0],
         "weights": weights,
         "flops": flops,
         "router": parts[ROUTER][0] / group.num_experts,
@@ -58,7 +59,7 @@ def speedup_manifest() -> dict[str, Any]:
     offered, rows = models(), machines()
     first, stops = next(iter(offered)), {"num_experts": EXPERT_STOPS, "top_k": TOP_K}
     stops |= {"machine": tuple(rows.index), "weights": tuple(WEIGHT_BYTES), "task": TASKS}
-    view = SpeedupMap(first)
+    view = SpeedupMap(first, machine="NVIDIA H200 SXM")  # into which it fits
     usual = {"model": first} | view.settings
     view.close()
     controls = {name: describe_control(name, stops.get(name)) for name in view.inputs}
@@ -76,7 +77,7 @@ def speedup_manifest() -> dict[str, Any]:
     return {
         "models": {name: described(sizes) for name, sizes in offered.items()},
         "machines": {
-            row.Index: [row.bytes_per_second, row.bf16_flops_per_second, row.fp8_flops_per_second]
+            row.Index: [row.bytes_per_second, row.bf16_flops_per_second, row.fp8_flops_per_second, row.memory_bytes]
             for row in rows.itertuples()
         },
         "bytes": {kind: [WEIGHT_BYTES[kind], CACHE_BYTES[kind]] for kind in WEIGHT_BYTES},

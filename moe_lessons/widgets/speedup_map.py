@@ -185,6 +185,13 @@ class SpeedupMap(Picture):
         row = self.machines.loc[self.inputs["machine"].value]
         return on_machine(self.sizes, row, self.inputs["weights"].value, self.inputs["context_length"].value)["texts"]
 
+    def unfit(self) -> str:
+        """Say that the weights do not fit into the memory of the machine; empty: they do, or it is not known."""
+        weights = WEIGHT_BYTES[self.inputs["weights"].value] * self.sizes.total
+        memory = self.machines.loc[self.inputs["machine"].value].memory_bytes
+        does_not_fit = f"It does not fit: {size_words(weights)} of weights, {size_words(memory)} of memory."
+        return does_not_fit if weights > memory else ""
+
     def shown(self) -> tuple[tuple[float, int, float], ...]:
         """The measured points, while the settings are those at which the view was made."""
         settings = self.settings | {"task": self.first["task"]}
@@ -246,7 +253,7 @@ class SpeedupMap(Picture):
             f"The KV cache, which both have, takes {cache:.0%} of its step." if cache > 0.1 else "",
             f"Quality-matched width for {task}, measured on small models: {found} ×."
             if found else f"The quality-matched width of {E} experts, top-{K}, is not measured." * (task != "none"),
-            "The weights do not fit into its memory." if self.texts() == 0 else "",
+            self.unfit(),
         ]  # fmt: skip
         return " ".join(filter(None, said))
 

@@ -70,7 +70,7 @@ def see(browser, tmp_path_factory, view_of):
     with serving(folder, 0) as address:
 
         def see(*views):
-            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            page = browser.new_page(viewport={"width": 1280, "height": 900}, has_touch=True)
             page.on("pageerror", lambda error: errors.append(str(error)))
             page.goto(f"{address}/index.html")
             page.wait_for_function("'take' in window")
@@ -118,6 +118,19 @@ def test_pointing_at_an_expert_lights_it_up_everywhere_and_a_click_keeps_it_unti
     playground.wait_for(lambda: stepped_back(playground) == OTHERS)
     playground.page.keyboard.press("Escape")
     expect(playground.chip(3)).to_have_attribute("aria-pressed", "false")
+    playground.wait_for(lambda: stepped_back(playground) == [])
+
+
+def test_a_tap_points_until_the_next_one(playground):
+    load, tip = playground.panel(LOAD), playground.view.locator(".moe-tip")
+    box = load.bounding_box()
+    for across, expert in ((0.51, 3), (0.27, 1)):
+        load.tap(position={"x": across * box["width"], "y": 0.8 * box["height"]})
+        playground.wait_for(lambda e=expert: stepped_back(playground) == [other for other in range(8) if other != e])
+        playground.page.wait_for_timeout(300)
+        assert tip.is_visible() and tip.inner_text().startswith(f"E{expert}")
+    playground.view.locator(".moe-words").tap()
+    tip.wait_for(state="hidden")
     playground.wait_for(lambda: stepped_back(playground) == [])
 
 

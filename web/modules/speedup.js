@@ -6,11 +6,14 @@ import { clamp, range, short } from "./canvas/numbers.js";
 import { Control, bar, json, make, pack } from "./parts.js";
 
 const ROWS = 49; // batch sizes that are drawn, and widths
-const SIZES = [1e9, "GB", 1e6, "MB"];
 const FEWEST = 14; // places that can be pointed at, in a row
 
 const say = (value) => (value < 1e-4 ? `${short(1e6 * value)} µs` : `${short(1e3 * value)} ms`);
-const sizeOf = (bytes) => `${short(bytes / SIZES[bytes < 1e9 ? 2 : 0])} ${SIZES[bytes < 1e9 ? 3 : 1]}`;
+function sizeOf(bytes) {
+  const [unit, name] = bytes < 1e9 ? [1e6, "MB"] : [1e9, "GB"];
+  const count = bytes / unit;
+  return `${count < 100 ? short(count) : Math.round(count).toLocaleString("en")} ${name}`;
+}
 
 // [name, bytes, FLOPs] of each part of a step: of the mixture, or of the dense model of this width.
 export function costsOf(model, { E, K, weight, cached, context }, batch, width) {
@@ -60,6 +63,15 @@ export function edgesOf(model, { E, K, weight }, [bandwidth, peak], width) {
   return lower < computeBound ? [lower, (computeBound * (E + shared)) / asWide] : undefined;
 }
 
+// What memory has room for: a sentence where the weights do not fit, else how many sequences do; of weights alone, any.
+function roomFor(model, { E, weight, cached, context }, memory) {
+  const weights = weight * (model.rest + E * (model.expert + model.router));
+  if (weights > memory)
+    return { trouble: `It does not fit: ${sizeOf(weights)} of weights, ${sizeOf(memory)} of memory.` };
+  const each = cached * model.cache * context;
+  return { sequences: each ? Math.floor((memory - weights) / each) : Infinity };
+}
+
 // Lines of both edges, and their arrays, over the widths from 1 to `top`, where they lie on the map.
 function edgeLines(manifest, edges, top, first) {
   const found = range(8 * manifest.last + 1).flatMap((i) => {
@@ -76,14 +88,33 @@ function edgeLines(manifest, edges, top, first) {
     arrays[slots[1]] = ["f4", [points.length], points.map(([, ends]) => ends[edge])];
     return [{ mark: "Line", x: { slot: slots[0] }, y: { slot: slots[1] }, name, ink, strong: false }];
   });
-  return { marks, arrays };
+  const places = found.flatMap(([width, ends]) => ends.map((end) => [width, end]));
+  return { marks, arrays, places };
+}
+
+// Where the level of each contour stands, as `_contour_labels` of moe_lessons/plots/speeds.py has it: it touches nothing.
+function contourLabels({ levels, last }, lines, top, taken) {
+  const labels = [];
+  const isFree = ([x, y]) =>
+    [...taken, ...labels.map(([, place]) => place)].every(
+      (other) => Math.abs(other[0] - x) >= 0.055 * top || Math.abs(other[1] - y) >= 0.5,
+    );
+  levels.forEach((level, i) => {
+    const line = lines[i];
+    for (const row of new Set([7, ROWS - 2, line.indexOf(Math.max(...line))])) {
+      const place = [line[row] + 0.006 * top, (last * row) / (ROWS - 1)];
+      const isInside = line[row] > 1 + 0.01 * top && line[row] < 0.95 * top;
+      if (isInside && isFree(place)) labels.push([String(level), place]);
+    }
+  });
+  return labels;
 }
 
 // The panel for these settings, and its arrays.
 export function panelOf(manifest, values) {
   const model = manifest.models[values.model];
   const { num_experts: E, top_k: K, context_length: context, weights: kind } = values;
-  const [bandwidth, usual, fast] = manifest.machines[values.machine];
+  const [bandwidth, usual, fast, memory] = manifest.machines[values.machine];
   const roof = [bandwidth, kind === "fp8" && fast ? fast : usual];
   const [weight, cached] = manifest.bytes[kind];
   const setting = { E, K, weight, cached, context };
@@ -115,18 +146,8 @@ export function panelOf(manifest, values) {
   const [titles, says] = [0, 1].map((at) => tooltips.map((one) => one[at]));
   Object.assign(heat, { titles, says, columns: across.length });
   panel.x.high = top;
-  const labels = manifest.levels.flatMap((level, i) => {
-    const tip = lines[i].indexOf(Math.max(...lines[i]));
-    const inside = [3, ROWS - 2, tip].filter((row) => lines[i][row] > 1.01 && lines[i][row] < 0.95 * top);
-    return [...new Set(inside)].map((row) => [
-      String(level),
-      [lines[i][row] + 0.006 * top, rows[row], 0, 0.4],
-    ]);
-  });
-  words.texts = words.says = labels.map(([text]) => text);
-  const none = labels.map(() => -1);
   const found = K === 2 && manifest.widths[values.task]?.[E];
-  const rule = (x, style, name = "") => ({ mark: "Rule", x, kind: style, name });
+  const rule = (x, style, name = "", y = null) => ({ mark: "Rule", x, y, kind: style, name });
   const named = found && `quality-matched width, ${values.task}: ${found[3]}`;
   if (found) {
     const [width, low, high] = found;
@@ -136,20 +157,28 @@ export function panelOf(manifest, values) {
       rule(high, "even"),
     );
   }
+  const { trouble = "", sequences } = roomFor(model, setting, memory);
+  if (sequences >= 1 && sequences < 2 ** manifest.last) {
+    const text = `memory is full: ${sequences.toLocaleString("en")} sequences`;
+    panel.marks.push(rule(null, "limit", text, Math.log2(sequences)));
+  }
   const edges = edgeLines(manifest, (width) => edgesOf(model, setting, roof, width), top, panel.marks.length);
   panel.marks.push(...edges.marks);
+  const labels = contourLabels(manifest, lines, top, edges.places);
+  words.texts = words.says = labels.map(([text]) => text);
+  const none = labels.map(() => -1);
   const arrays = {
     ...edges.arrays,
     [heat.z.slot]: ["f4", [ROWS, ROWS], z],
     [heat.contours.slot]: ["f4", [lines.length, ROWS], lines.flat()],
     [heat.places.slot]: ["f4", [places.length, 2], places.flat()],
-    [words.places.slot]: ["f4", [labels.length, 4], labels.flatMap(([, place]) => place)],
+    [words.places.slot]: ["f4", [labels.length, 4], labels.flatMap(([, place]) => [...place, 0, 0.4])],
     [words.fill.slot]: ["i4", [labels.length], labels.map(() => 0)],
     [words.expert.slot]: ["i4", [labels.length], none],
     [words.token.slot]: ["i4", [labels.length], none],
   };
   const why = found ? "" : `The quality-matched width of ${E} experts, top-${K}, is not measured.`;
-  return { panel, arrays, words: why };
+  return { panel, arrays, words: why, trouble };
 }
 
 // The settings that an address asks for, and why it cannot be read.
@@ -194,14 +223,14 @@ export default async function show(place) {
   canvas.render({ el: view, model });
   function draw() {
     values.top_k = clamp(values.top_k, 1, values.num_experts);
-    const { panel, arrays, words } = panelOf(manifest, values);
+    const { panel, arrays, words, trouble: unfit } = panelOf(manifest, values);
     names.forEach((name, i) => {
       const fits = ([, value]) => name !== "top_k" || value <= values.num_experts;
       controls[i].show(values[name], manifest.controls[name].stops.filter(fits));
     });
     const { slots, data } = pack(arrays);
     const colors = frame ? undefined : manifest.colors;
-    const seen = { count: 1, experts: 0, words };
+    const seen = { count: 1, experts: 0, words, trouble: unfit };
     hear({ frame: ++frame, colors, panels: { 0: panel }, slots, words: seen }, [new DataView(data)]);
     place.say(trouble);
     if (!trouble) place.keep(String(new URLSearchParams(values)));

@@ -94,13 +94,21 @@ function listen(view) {
   const { el } = view;
   const on = (target, name, action) => target.addEventListener(name, action, { signal: view.ended });
   on(el, "pointermove", (event) => drawn(view, event) || point(view, under(view, event), true));
-  on(el, "click", (event) => drawn(view, event) || pick(view, under(view, event)));
+  on(el, "click", (event) => drawn(view, event) || clicked(view, under(view, event)));
   on(el, "pointerdown", (event) => drawn(view, event) && point(view, {}));
-  for (const name of ["pointerup", "pointercancel"]) on(el, name, (event) => drawn(view, event));
+  on(el, "pointerup", (event) => drawn(view, event));
+  on(el, "pointercancel", (event) => drawn(view, event) || point(view, {}));
   on(el, "keydown", (event) => keyPressed(view, event));
   on(el, "focusin", ({ target }) => target.matches("button") && point(view, { hit: named(target) }));
-  for (const name of ["pointerleave", "focusout"]) on(el, name, () => point(view, {}));
+  on(el, "pointerleave", ({ pointerType }) => pointerType === "touch" || point(view, {}));
+  on(el, "focusout", () => point(view, {}));
   on(scheme, "change", () => dress(view));
+}
+
+// A finger points by a tap, and what it has pointed at stays until the next one.
+function clicked(view, where) {
+  point(view, where, true);
+  pick(view, where);
 }
 
 // Run All goes to the last cell. The first view of a notebook, when it comes while cells run, is brought into sight.

@@ -324,6 +324,16 @@ function stopsOfParts(card, mark) {
   return { columns: 1, count: rows.length, place, at, tell };
 }
 
+// --- Heat ---
+
+function legendOfHeat(view, { most }) {
+  const color = (log2) => css(twoWays(view, { even: most, most: 2 * most }, log2 + most));
+  return ["speedup ¼", "½", "1", "2", "4"].map((text, i) => [
+    text,
+    { background: color(i - 2), height: "10px" },
+  ]);
+}
+
 // --- Rule ---
 
 function legendOfRule(view, { name, kind }) {
@@ -455,7 +465,7 @@ export const MARKS = {
   Cells: { draw: drawCells, stops: stopsOfCells },
   Bars: { draw: drawBars, stops: stopsOfBars, legend: legendOfBars },
   Stack: { draw: drawStack, stops: stopsOfStack, right: (_, { second }) => (second ? 26 : 0) },
-  Heat: { draw: drawHeat, stops: stopsOfHeat },
+  Heat: { draw: drawHeat, stops: stopsOfHeat, legend: legendOfHeat },
   Line: { draw: drawLine, stops: stopsOfLine, legend: legendOfLine, right: marginOfLine },
   Points: { draw: drawPoints, stops: stopsOfPoints },
   Drawn: { draw: drawDrawn, stops: stopsOfDrawn },

@@ -97,7 +97,7 @@ function placeTip({ el, wide, at, parts: { tip } }) {
 }
 
 /**
- * Select in the kernel what was clicked; an expert is pinned here.
+ * Select in the kernel what was clicked; an expert is pinned here, until it or what is no expert is clicked.
  * @param {View} view in which it lies
  * @param {{card?: Card, at?: Place, hit?: Hit}} where the click was
  */
@@ -107,7 +107,7 @@ export function pick(view, { card, at, hit }) {
   const found = isNumber(model) ? { model } : there;
   const kind = card && PICKED.find((name) => found[name] !== undefined);
   if (kind) select(view, kind, found[kind]);
-  else if (isNumber(found.expert)) pin(view, found.expert);
+  else pin(view, found.expert ?? null);
 }
 
 function select(view, kind, index) {
