@@ -26,7 +26,6 @@ from moe_lessons.analysis.roofline import (
     sizes_of,
 )
 from moe_lessons.analysis.speedup import edges_of, matched_width, published_points, speedups
-from moe_lessons.nn import dense_name
 from moe_lessons.plots.costs import size_words
 from moe_lessons.plots.marks import Line, Panel, Points, Rule, Table
 from moe_lessons.plots.speeds import LAST, edge_lines, speedup_panel
@@ -140,7 +139,7 @@ class SpeedupMap(Picture):
         weights, context = self.inputs["weights"].value, self.inputs["context_length"].value
         found = speedups(self.sizes, self.roof, weights, 2 ** np.linspace(0, LAST, ROWS), context)
         drawn = speedup_panel(found, top, heat, self.marks(), self.shown(), width=7, height=430, caption=self.caption())
-        title = f"One step at batch size {self.batch:,}, {dense_name(self.width)}"
+        title = f"One step at batch size {self.batch:,}, dense, {self.width:g}×"
         return [drawn, Panel(title, [self.table()], width=5, height=300)]
 
     def tooltips(self, widths: np.ndarray, batches: np.ndarray) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -151,7 +150,7 @@ class SpeedupMap(Picture):
         both = [readings(costs, self.roof, size) for costs in (moe, dense)]
         made, places = [], product(batches.tolist(), widths.tolist())
         for (batch, width), (own, said), (theirs, others) in zip(places, *both):
-            names = "MoE", dense_name(width)
+            names = "MoE", f"dense, {width:g}×"  # as exact as the place
             rows = [(names[0], said[0]), *(("", text) for text in said[1:]), (names[1], others[0])]
             title = f"batch size {batch:,}, {names[1]}: speedup {theirs / own:.2f}"
             made.append((title, rows + [("", text) for text in others[1:]]))
@@ -230,7 +229,7 @@ class SpeedupMap(Picture):
             if any(times):
                 kinds = [bound(costs[part], self.roof) for costs in both]
                 rows[part] = [f"{say_seconds(t)}, {kind}" if t else "–" for t, kind in zip(times, kinds)]
-        names = "MoE", dense_name(self.width)
+        names = "MoE", f"dense, {self.width:g}×"
         return Table(names, tuple(rows), tuple(rows.values()), model_inks(names))
 
     def sentence(self) -> str:

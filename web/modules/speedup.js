@@ -137,7 +137,7 @@ export function panelOf(manifest, values) {
   const places = range(manifest.last + 1).flatMap((i) => across.map((width) => [width, manifest.last - i]));
   const tooltips = places.map(([width, row]) => {
     const [moe, dense] = [step(2 ** row), step(2 ** row, width)];
-    const name = `dense, ${+width.toPrecision(3)}×`;
+    const name = `dense, ${width}×`;
     const title = `batch size ${(2 ** row).toLocaleString("en")}, ${name}: speedup ${(dense.seconds / moe.seconds).toFixed(2)}`;
     return [title, [...rowsOf("MoE", moe), ...rowsOf(name, dense)]];
   });
