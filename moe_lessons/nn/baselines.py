@@ -16,7 +16,7 @@ def dense_name(width: float) -> str:
     >>> dense_name(1), dense_name(8 / 3)
     ('dense, 1×', 'dense, 2.67×')
     """
-    return f"dense, {width:.3g}×"
+    return f"dense, {width * (1 + 1e-12):.3g}×"  # a half is rounded up, as JavaScript does in the page
 
 
 def dense_width(name: str) -> float:
