@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 from torch import nn
 
@@ -16,13 +17,13 @@ def dense_name(width: float) -> str:
     >>> dense_name(1), dense_name(8 / 3)
     ('dense, 1×', 'dense, 2.67×')
     """
-    return f"dense, {width * (1 + 1e-12):.3g}×"  # a half is rounded up, as JavaScript does in the page
+    return f"dense, {width:.3g}×"
 
 
 def dense_width(name: str) -> float:
     """Read the width from a `dense_name`; nan from the name of any other model."""
-    begins, ends = dense_name(0).split("0")
-    return float(name[len(begins) : -len(ends)]) if name.startswith(begins) and name.endswith(ends) else math.nan
+    found = re.fullmatch(r"dense, ([\d.]+)×", name)
+    return float(found[1]) if found else math.nan
 
 
 def is_moe(module: nn.Module) -> bool:
