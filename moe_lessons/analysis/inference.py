@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from moe_lessons.analysis.busy import watching_others
 from moe_lessons.analysis.counting import used_size
@@ -73,6 +74,19 @@ def decoding_steps(model: LanguageModel, ids: Tensor, prompt: int = PROMPT) -> l
     cache = model.new_cache(*ids.shape)
     model(ids[:, :prompt], cache)
     return [partial(decode_token, model, ids, cache, place) for place in range(prompt, ids.shape[1])]
+
+
+@torch.inference_mode()
+def decoded(model: LanguageModel, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Decode x (B, T) with a cache, a token of each text at a time, whatever the model would have chosen. Return the
+    mean loss of the next tokens y, and how many experts run for a token in a layer."""
+    cache, losses, ran = model.new_cache(*x.shape), [], []
+    with evaluating(model):
+        for place in range(x.shape[1]):
+            logits, routings = model(x[:, place : place + 1], cache)  # (B, 1, V)
+            losses.append(F.cross_entropy(logits[:, 0], y[:, place]).item())
+            ran += [len(routing.token_idx) / len(x) for routing in routings]
+    return mean(losses), mean(ran)
 
 
 def device_of(models: Mapping[str, LanguageModel]) -> torch.device:

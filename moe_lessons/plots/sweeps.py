@@ -15,18 +15,7 @@ from moe_lessons.nn.baselines import dense_name
 from moe_lessons.plots import theme as style
 from moe_lessons.plots.marks import Axis, Line, Panel, Rule
 from moe_lessons.plots.still import plot
-from moe_lessons.plots.theme import (
-    ALIVE,
-    DEAD,
-    LIGHT,
-    annotate,
-    axes_for,
-    dress,
-    log_axis,
-    model_inks,
-    model_styles,
-    name_over,
-)
+from moe_lessons.plots.theme import LIGHT, annotate, axes_for, dress, log_axis, model_inks, model_styles, name_over
 
 OTHER_WIDTHS = "dense, of other widths"
 
@@ -150,23 +139,52 @@ def seed_sweep(values, title: str, x_label: str, baseline: float, ax: Axes) -> A
     return name_over(log_axis(ax, "x", list(values), grid="both"))
 
 
-VERDICTS = {DEAD: "✗", ALIVE: "✓"}  # beside their colours
+MEASURES = {"dead": ("Dead experts of 8", 1), "max_over_mean": ("Busiest / mean", 1), "accuracy": ("Accuracy, %", 100)}
+
+
+def strength_multiples(found: Mapping[str, pd.DataFrame], used: Mapping[tuple, str]) -> style.LessonFigure:
+    """Draw a row for each method that has strengths, a column for each measure: over the strengths, the mean and the
+    range of the seeds at the last step, a line for each of `found` by its name. Dashed: the first of them with nothing.
+
+    found: name -> `load_plane_sweep`; used: (method, strength) -> who has published that they use it."""
+    ends = {name: frame[frame.step == frame.step.max()] for name, frame in found.items()}
+    first = next(iter(ends.values()))
+    methods = first[first.strength.notna()].method.unique()
+    figure = style.LessonFigure(11, 1.3 * len(methods))
+    for row, method in zip(figure.subplots(len(methods), len(MEASURES), sharey="col"), methods):
+        strengths = sorted(first[first.method == method].strength)[:: len(first.seed.unique())]
+        ticks = [f"{one:g}\n{used.get((method, one), '')}".strip() for one in strengths]
+        for ax, (measure, (title, times)) in zip(row, MEASURES.items()):
+            lines = {name: times * frame.pivot_table(index=["method", "strength"], columns="seed", values=measure)
+                     for name, frame in ends.items()}  # fmt: skip
+            draw_strengths(ax, {name: line.loc[method] for name, line in lines.items()})
+            ax.axhline(times * first[first.method == "nothing"][measure].mean(), ls="--", lw=1, color=LIGHT.muted)
+            dress(ax, title if method == methods[0] else "", ylabel=method if ax is row[0] else "")
+            ax.set_xticks(range(len(ticks)), ticks)
+    return figure
+
+
+def draw_strengths(ax: Axes, lines: Mapping[str, pd.DataFrame]) -> None:
+    """Draw (strengths, seeds) for each name, which stands at the end of its line, the higher one above."""
+    highest = max(lines, key=lambda name: lines[name].iloc[-1].mean())
+    for (name, values), ink in zip(lines.items(), (3, 4)):
+        places, mean = np.arange(len(values)) + 0.08 * (ink - 3), values.mean(axis=1)
+        ax.vlines(places, values.min(axis=1), values.max(axis=1), color=LIGHT.lines[ink], lw=1)
+        ax.plot(places, mean, ls=style.DASHES[ink], marker=style.MARKERS[ink], color=LIGHT.lines[ink], ms=5, lw=1.6)
+        up = 6 if name == highest else -6
+        annotate(ax, name, (places[-1], mean.iloc[-1]), (8, up), color=LIGHT.lines[ink], halo=LIGHT.background)
+    ax.set_xlim(-0.3, len(values) + 0.6)
 
 
 def method_costs(table: pd.DataFrame) -> style.LessonFigure:
-    """Draw each column in bars: red, ✗, where worse than the first row by over a fifth of the range, green, ✓, where
-    better. In 'accuracy' more is better, elsewhere less."""
+    """Draw each column in bars, with its numbers, all to a hundredth."""
+    table = table.round(2) + 0.0  # no -0
     figure = style.LessonFigure(11, 0.9 + 0.32 * len(table))
     for ax, (name, values) in zip(figure.subplots(1, len(table.columns), sharey=True), table.items()):
-        worse = (values - values.iloc[0]) * (-1 if name.startswith("accuracy") else 1)
-        inks = np.where(worse > 0.2 * np.ptp(values), DEAD, np.where(worse < -0.2 * np.ptp(values), ALIVE, 5))
-        colors = [LIGHT.lines[ink] for ink in inks]
-        bars = ax.barh(table.index, values, 0.6, color=colors)
-        labels = [f" {value:.3g} {VERDICTS.get(ink, '')}" for value, ink in zip(values, inks)]
-        for text, color in zip(ax.bar_label(bars, labels), colors):
-            text.set(color=color, fontsize=style.TEXT_SIZE)
+        bars = ax.barh(table.index, values, 0.6, color=LIGHT.lines[5])
+        ax.bar_label(bars, [f" {value:.3g}" for value in values], fontsize=style.TEXT_SIZE)
         style.dress(ax, name)
-        ax.set(xticks=[], xlim=(0, 1.5 * max(values.max(), 1e-9)))
+        ax.set(xticks=[], xlim=(min(0, 1.5 * values.min()), 1.5 * max(values.max(), 1e-9)))
         ax.spines[:].set_visible(False)
     ax.invert_yaxis()
     return figure
