@@ -2,7 +2,7 @@
 
     python data/make_published_models.py
 
-Each model is built from its published configuration by its class in Hugging Face `transformers` (extra: hf),
+Each model is built from its published configuration by its class in Hugging Face `transformers`,
 on torch's meta device: all shapes, no weights, no download. README.md beside this file says what is counted.
 """
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
-from functools import cached_property, partial
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
@@ -28,11 +28,9 @@ from moe_lessons.analysis.results import POINTS, read_runs
 from moe_lessons.analysis.timing import cpu_name
 from moe_lessons.nn import (
     LanguageModel,
-    TopKRouter,
     TransformerConfig,
     dense_baseline,
     dense_name,
-    finer,
     is_moe,
 )
 from moe_lessons.nn.baselines import dense_width
@@ -92,16 +90,6 @@ SOURCE, PROSE = (
     Study({"domains": [text]}, REAL_SIZES | {"max_positions": 64}, num_experts=16, variants=CONTROLS)
     for text in ("source", "prose")
 )
-
-# what lesson 10 compares: experts cut in four, and these with their output scaled: a mean of 4 times as many outputs is
-# about half as large, and the factor 2 makes up for it
-FINE = finer(TEXT.num_experts, 2, TEXT.sizes["d_ff"], times=4)
-FINER = {
-    "classical": {},
-    "4 times as fine": FINE,
-    "4 times as fine, scaled": FINE | {"router": partial(TopKRouter, routed_scaling_factor=2.0)},
-}
-FINER_TEXT = replace(TEXT, variants=FINER)
 
 # mixtures of 8 experts on real text, of equal active size, with and without a loss that balances
 UNEVEN = {"top-1": {"top_k": 1, "d_ff": 128}, "top-2": {}}
@@ -177,7 +165,6 @@ REAL_RATES |= dict.fromkeys(["dense, 4×", "dense, 8×", "MoE, E=16", "MoE, E=32
 OTHER_RATES = {
     name: ({0.0015: 0.003, 0.003: 0.0015}[REAL_RATES[name][0]],) for name in (*OF_REAL_TEXT[:4], "MoE, E=16")
 }
-FINER_500 = Sweep(FINER_TEXT, dict.fromkeys(FINER, (0.01,)))
 # what each is for: data/README.md
 SWEEPS = {
     "capacity": Sweep(TEXT, BEST),
@@ -206,11 +193,6 @@ SWEEPS = {
     "source_dead": of_real_text(
         COLLAPSE, dict.fromkeys(UNEVEN, (0.003,)), steps=1000, measurements=40, keeps_dead=True
     ),
-    "modern_finer_rates": Sweep(
-        FINER_TEXT, dict.fromkeys(["classical", "4 times as fine"], (0.005, 0.01, 0.02)), seeds=(0,)
-    ),
-    "modern_finer_250": FINER_500.of(250, seeds=range(1, 11), measurements=10),
-    "modern_finer_500": FINER_500,
 }  # fmt: skip
 
 

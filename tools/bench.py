@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from statistics import median
 
 import torch
+import transformers
 
 from moe_lessons.analysis.timing import Ratio, cpu_name, milliseconds, take_turns
 from moe_lessons.nn import torch_threads
 from moe_lessons.support.errors import check_device, check_positive_int
-from tools.bench_cases import Case, all_cases, transformers_version
+from tools.bench_cases import Case, all_cases
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    versions = f"torch {torch.__version__}, transformers {transformers_version() or 'missing'}"
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     print(f"{processor}, {versions}, Python {platform.python_version()}, {platform.system()}")
     print("Median and quartiles of the time over that of a baseline, which takes turns with each.")
     for case in all_cases():

@@ -125,11 +125,11 @@ def one_pass(layer: nn.Module, x: Tensor, which: str) -> Callable[[], tuple[Tens
     return lambda: torch.autograd.grad(forward(), wanted, upstream)
 
 
-def make_models(config: TransformerConfig, **more) -> tuple[dict[str, LanguageModel], nn.Module | None]:
-    """Make our model and its baselines, by name, and Hugging Face's with equal weights (None without transformers)."""
+def make_models(config: TransformerConfig, **more) -> tuple[dict[str, LanguageModel], nn.Module]:
+    """Make our model and its baselines, by name, and Hugging Face's with equal weights."""
     with seeded(0):
         moe = LanguageModel(config)
-    theirs = hf_model(moe, **more) if transformers_version() else None
+    theirs = hf_model(moe, **more)
     return with_baselines(moe), theirs
 
 
@@ -176,15 +176,6 @@ def decoding(config: TransformerConfig) -> Calls:
     return calls | in_each_way(theirs, lambda: partial(theirs.eval().generate, ids, **how), HF_WAYS_FEW_TOKENS)
 
 
-def transformers_version() -> str | None:
-    """Return the version of transformers, if one lets the experts run in several ways (5.18 or newer)."""
-    try:
-        import transformers.integrations.moe
-    except ImportError:
-        return None
-    return transformers.__version__
-
-
 def hf_model(ours: LanguageModel, **more) -> nn.Module:
     """Make a `MixtralForCausalLM` with the sizes and weights of ours. more: other fields of `MixtralConfig`."""
     from transformers import MixtralConfig, MixtralForCausalLM
@@ -225,13 +216,11 @@ def hf_weights(ours: LanguageModel) -> dict[str, Tensor]:
     return found
 
 
-def in_each_way(model: nn.Module | None, make: Callable[[], Callable], ways: tuple[str, ...] = HF_WAYS) -> Calls:
+def in_each_way(model: nn.Module, make: Callable[[], Callable], ways: tuple[str, ...] = HF_WAYS) -> Calls:
     """Run what `make` makes of a Hugging Face `model` in each of these implementations of its experts."""
-    call = make() if model else None
+    call = make()
 
     def run(way: str) -> object:
-        if model is None:
-            raise RuntimeError("needs transformers 5.18 or newer: pip install -e '.[hf]'")
         model.set_experts_implementation(way)
         return call()
 

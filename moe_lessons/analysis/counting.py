@@ -151,10 +151,3 @@ def published_models() -> pd.DataFrame:
     """Read published mixtures of experts, largest total first; data/README.md says what is counted and how."""
     frame = pd.read_csv(data_path("published_models.csv")).fillna({"note": ""})
     return frame.sort_values("total_params", ascending=False, ignore_index=True)
-
-
-def modern_models() -> pd.DataFrame:
-    """Read mixtures by the day of their release, the middle of a month where no more is known: data/README.md."""
-    frame = pd.read_csv(data_path("modern_models.csv")).fillna({"balancing": "", "note": ""})
-    day = frame.release_date.where(frame.release_date.str.len() > len("2025-01"), frame.release_date + "-15")
-    return frame.assign(day=pd.to_datetime(day)).sort_values("day", ignore_index=True)

@@ -9,7 +9,6 @@ import pandas as pd
 from moe_lessons.nn.baselines import dense_width
 from moe_lessons.support.data import FOLDER, data_path
 
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
 POINTS = ("step", "loss")  # the lists of a stored run, a value for each measurement; of facts also 'known'
 
 
@@ -50,16 +49,6 @@ def last_of(name: str, column: str = "loss") -> pd.DataFrame:
     results = load_results(name)
     last = results[results.step == results.steps]
     return last.pivot(index="seed", columns="model", values=column)
-
-
-def interval(values) -> tuple[np.ndarray, np.ndarray]:
-    """Give the means of 2 to 10 seeds (..., S), and how far the 95 % interval of each reaches to both sides.
-
-    >>> print("{:.1f} ± {:.2f}".format(*interval([1, 2, 3])))
-    2.0 ± 2.48
-    """
-    values = np.asarray(values, float)
-    return values.mean(-1), T_95[values.shape[-1] - 2] * values.std(-1, ddof=1) / values.shape[-1] ** 0.5
 
 
 def load_ends(name: str) -> pd.DataFrame:

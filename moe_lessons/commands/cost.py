@@ -1,13 +1,12 @@
 """``python -m moe_lessons cost CONFIG.json``: what a published model costs, from its configuration alone.
 
-Nothing is downloaded, and no code is run but that of the installed transformers (extra: hf)."""
+Nothing is downloaded, and no code is run but that of the installed transformers."""
 
 import argparse
 import json
 import os
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 from moe_lessons.support.files import read_config
 
@@ -17,7 +16,7 @@ MOST_CONTEXT = 10**12  # tokens
 def main(argv: Sequence[str]) -> int:
     """Count what a published model costs, from its configuration alone: total and active parameters, FLOPs for a token,
     bytes of the weights and the KV cache, and the tokens per second that known machines can reach at best. Nothing is
-    downloaded, and no code is run but that of the installed transformers (extra: hf). The exit status is 1, with one
+    downloaded, and no code is run but that of the installed transformers. The exit status is 1, with one
     sentence, where there is nothing to count."""
     parser = argparse.ArgumentParser(prog="python -m moe_lessons cost", description=main.__doc__)
     parser.add_argument("config", metavar="CONFIG.json", help="a model's configuration, or a folder with config.json")
@@ -39,8 +38,6 @@ def report(path: str, context: int, as_json: bool) -> str:
     if not 0 <= context <= MOST_CONTEXT:
         raise ValueError(f"context must be a whole number from 0 to {MOST_CONTEXT:,}, got {context!s:.80}")
     config = read_config(path)
-    if not find_spec("transformers"):
-        raise ValueError("cost needs transformers: pip install -e '.[hf]' in the folder of the course")
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
     from moe_lessons.hub.published import as_tables, cost_report, count_config
 

@@ -69,9 +69,11 @@ def figures() -> Markdown:
 
 
 class Answer(Markdown):
-    """The answer at one of three lengths, with the learner's figures. Raises ValueError where one is missing.
+    """The answer at one of two lengths, with the learner's figures, folded until they have said theirs.
 
-    length: 'one sentence', 'one minute' or 'five minutes'."""
+    Raises ValueError where a figure is missing.
+
+    length: 'one sentence' or 'one minute'."""
 
     def __new__(cls, length: str):
         text = ANSWERS[check_choice("length", length, ANSWERS)]
@@ -80,7 +82,8 @@ class Answer(Markdown):
             raise ValueError(f"the answer needs figures that are not measured yet, got none for {', '.join(missing)}")
         said = sources(FIGURE.sub(lambda key: figure_sentence(found[key[1]]), text))
         lessons = sorted({key.split(".")[0] for key in busy_ones(*keys)})
-        return super().__new__(cls, said + "".join(f"\n\nThe figure of lesson {lesson}: {BUSY}." for lesson in lessons))
+        said += "".join(f"\n\nThe figure of lesson {lesson}: {BUSY}." for lesson in lessons)
+        return super().__new__(cls, f"<details><summary>Our answer: {length}</summary>\n\n{said}\n\n</details>")
 
 
 def figure_sentence(figure: dict) -> str:

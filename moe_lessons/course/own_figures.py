@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-from moe_lessons.analysis.quality import times_as_wide, times_the_cost
+from moe_lessons.analysis.quality import times_as_wide
 from moe_lessons.analysis.results import load_ends
 from moe_lessons.analysis.speedup import measure_speedups
 from moe_lessons.course.interview import busy_ones, lacking
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
 from moe_lessons.support import progress
-from moe_lessons.training import PRESETS, SeedBand, balancing_setting, facts_runs, is_dead, train
 
 BOOK, MIXTURE = "book_8000", "MoE, E=16"  # a stored sweep, and its mixture of which the lessons speak
 STEPS = 3000  # of the runs by which it is said how wide a dense model is that knows as much
@@ -33,25 +32,11 @@ def keep(unit: str, keys: Sequence[str], values: Sequence[float], is_busy: bool 
 
 
 def measure_missing(*, busy_too: bool = False) -> None:
-    """Measure those figures of the answer that the learner's progress lacks, as their lessons do: a minute or less.
+    """Measure those figures of the answer that the learner's progress lacks, as their lessons do: some seconds.
     busy_too: also those that were measured on a busy machine."""
-    ends = load_ends(BOOK)
-    found = [measure(ends, MIXTURE, STEPS).width for measure in (times_as_wide, times_the_cost)]
-    keep("times", ["05.effective_width", "05.work"], found)
-    if lacking(*(keys := ["05.known_mixture", "05.known_active", "05.known_total"])):
-        train((runs := facts_runs(num_entries=300)).values(), 85)
-        keep("%", keys, [100 * run.task.known(run.model).double().mean() for run in runs.values()])
+    keep("times", ["05.effective_width"], [times_as_wide(load_ends(BOOK), MIXTURE, STEPS).width])
     keys = ["04.over_active", "04.over_good"]
     if lacking(*keys) or busy_too and busy_ones(*keys):
         found = measure_speedups(decoders(), (1,))
         speedup = found.frame.set_index("width").speedup
         keep("times", keys, [speedup[1], speedup[4]], found.is_busy)
-    balanced = balancing_setting("auxiliary loss", router_aux_loss_coef=1.0)
-    for keys, steps, setting in (
-        (["07.dead", "07.slowdown"], 300, PRESETS["collapse"]),
-        (["08.dead_cured"], 200, balanced),
-    ):
-        if lacking(*keys):
-            train(band := SeedBand(setting, range(3)), steps)
-            loads = band.clean_loads()  # (seeds, E) shares
-            keep("experts", keys, [is_dead(loads).sum(axis=1).mean(), 8 * loads.max(axis=1).mean()])

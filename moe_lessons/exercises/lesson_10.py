@@ -1,31 +1,52 @@
-"""Lesson 10: finer experts at equal FLOPs."""
+"""Lesson 10: a release for a user, by its memory and its two edges."""
+
+import torch
 
 from moe_lessons.exercises.exercise import exercise
 
 
-def my_finer_experts(num_experts, top_k, d_ff, times):
-    return (
-        num_experts * times,
-        top_k * times,
-        d_ff // times,
-        times**0.5,
-    )  # the norm of a mean of `times` as many is √times smaller
+def my_choice(releases, sequences, memory):
+    for place, (gigabytes, lower, upper) in enumerate(releases):
+        if gigabytes <= 0.8 * memory and (sequences < lower or sequences > upper):
+            return place
+    return -1
 
 
-FINER_MISTAKES = [
-    (lambda e, k, f, n: (e * n, k, f // n, n**0.5),
-     "K must grow too: a token needs as many of the finer experts as have the width of the old ones."),
-    (lambda e, k, f, n: (e * n, k * n, f, n**0.5),
-     "These experts are as wide as before, so a token costs more FLOPs. Each must be narrower."),
-    (lambda e, k, f, n: (e * n, k * n, f // n, 1),
-     "Sizes are right. But a mean of more outputs has a smaller norm: by which factor?"),
-    (lambda e, k, f, n: (e * n, k * n, f // n, n),
-     "Sizes are right. With our initialisation a narrow expert's output has the same norm: only the mean shrinks it."),
-    (lambda e, k, f, n: (e * n, k * n, f // n, n**-0.5),
-     "Sizes are right. Your factor is how much smaller the norm is: what makes up for it?"),
+def by_rule(fits, is_faster, first=1):
+    """Make an answer that chooses by another rule. first: 1 from the front, -1 from the back."""
+
+    def choose(releases, sequences, memory):
+        good = [i for i, (size, low, up) in enumerate(releases) if fits(size, memory) and is_faster(sequences, low, up)]
+        return good[::first][0] if good else -1
+
+    return choose
+
+
+def fits_beside_caches(size, memory):
+    return size <= 0.8 * memory
+
+
+def is_outside(sequences, low, up):
+    return sequences < low or sequences > up
+
+
+CHOICE_MISTAKES = [
+    (by_rule(lambda size, memory: size <= memory, is_outside),
+     "A fifth of the memory is for the KV caches: the weights have 0.8 of it."),
+    (by_rule(lambda size, memory: True, is_outside), "It must fit: compare the weights with the memory."),
+    (by_rule(fits_beside_caches, lambda sequences, low, up: sequences > up),
+     "Below the lower edge the MoE is faster, too: one user is well served by it."),
+    (by_rule(fits_beside_caches, lambda sequences, low, up: low < sequences < up),
+     "Between its edges the MoE is slower. Choose one for which the batch size lies outside."),
+    (by_rule(fits_beside_caches, is_outside, -1), "You chose the last one. The best in quality comes first."),
 ]  # fmt: skip
 
 
-@exercise(1, my_finer_experts, FINER_MISTAKES, ("num_experts", "top_k", "d_ff", "the factor"))
-def finer_experts() -> list[tuple]:
-    return [(8, 2, 64, 8), (16, 2, 32, 4), (6, 3, 30, 5), (4, 2, 8, 2)]
+@exercise(2, my_choice, CHOICE_MISTAKES, "the place")
+def choice() -> list[tuple]:
+    three = [(900.0, 4.1, 876.0), (64.0, 4.2, 438.0), (13.0, 5.2, 110.0)]
+    drawn = [(three, sequences, memory) for sequences in (1, 30, 200, 500, 2000) for memory in (16, 24, 70, 160, 2000)]
+    for _ in range(5):
+        four = (torch.rand(4, 3) * torch.tensor([500, 6, 2000]) + torch.tensor([1, 2, 50])).tolist()
+        drawn.append(([tuple(release) for release in four], int(torch.randint(1, 2000, ())), 300))
+    return drawn

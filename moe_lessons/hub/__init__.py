@@ -1,4 +1,4 @@
-"""Models of Hugging Face (extra: hf): what their routers decide, and what they cost."""
+"""Models of Hugging Face: what their routers decide, and what they cost."""
 
 import importlib
 

@@ -31,7 +31,7 @@ LARGEST = 2**20  # of a size: a page may ask for more
 
 class ConfigCalculator(Picture):
     """The cost of a transformer on a machine, beside its dense baselines: by sliders, as published, or by its
-    config.json, whose class of Hugging Face transformers is counted (extra: hf).
+    config.json, whose class of Hugging Face transformers is counted.
 
     model: of `MODEL_SHAPES` or a `TransformerShape`, which the sliders show (num_heads follows d_model); of
     `published_sizes`; or the path of a config.json or of its folder. context_length: tokens that the attention sees.

@@ -1,4 +1,4 @@
-"""Exact counts of published models: their configuration, built by the class of Hugging Face transformers (extra: hf).
+"""Exact counts of published models: their configuration, built by the class of Hugging Face transformers.
 
 A model is built on torch's meta device: all shapes, no weights, no download, no code but that of transformers. Experts
 are found by structure: weights with a row for each expert, or a list of equal modules."""
@@ -61,7 +61,7 @@ def count_config(config: Mapping[str, Any]) -> PublishedCount:
     """The exact counts of a configuration, given as the object of a config.json.
 
     Raises ValueError where transformers knows neither its model_type nor its class, for numbers that cannot be, for
-    what the class refuses, and for one that writes no text; ImportError without transformers."""
+    what the class refuses, and for one that writes no text."""
     if not isinstance(config, Mapping):
         raise ValueError(f"config must be a dict, as config.json has it, got {type(config).__name__}")
     import transformers

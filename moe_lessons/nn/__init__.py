@@ -6,7 +6,7 @@ token, D d_model, F d_ff, C capacity, A assignments."""
 
 from moe_lessons.nn.attention import Attention, KVCache
 from moe_lessons.nn.balancing import apply_capacity, load_balancing_loss, router_z_loss, update_expert_bias
-from moe_lessons.nn.baselines import dense_baseline, dense_name, finer, is_moe, with_baselines
+from moe_lessons.nn.baselines import dense_baseline, dense_name, is_moe, with_baselines
 from moe_lessons.nn.dispatch import DISPATCH, choose_dispatch
 from moe_lessons.nn.experts import Experts
 from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward

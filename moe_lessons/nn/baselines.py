@@ -1,4 +1,4 @@
-"""Fair opponents of a mixture of experts: dense baselines, and as much work in finer experts."""
+"""Fair opponents of a mixture of experts: dense baselines."""
 
 import copy
 import math
@@ -8,7 +8,7 @@ from torch import nn
 
 from moe_lessons.nn.ffn import ACTIVATIONS, GATED, FeedForward
 from moe_lessons.nn.seeding import seeded
-from moe_lessons.support.errors import check_choice, check_positive_int
+from moe_lessons.support.errors import check_choice
 
 
 def dense_name(width: float) -> str:
@@ -76,14 +76,3 @@ def _dense(moe: nn.Module, match: str) -> FeedForward:
     routed, shared = (sum(weight.numel() for weight in part.parameters()) for part in parts)
     width = round((share * routed + shared) / per_unit)
     return FeedForward(moe.d_model, max(width, 1), activation).to(weight.device, weight.dtype)
-
-
-def finer(num_experts: int, top_k: int, d_ff: int, times: int) -> dict[str, int]:
-    """The sizes of an `MoE` with `times` finer experts, as large and as costly but for its router (arXiv:2401.06066).
-
-    >>> finer(16, 2, 32, times=4)
-    {'num_experts': 64, 'top_k': 8, 'd_ff': 8}
-    """
-    if d_ff % check_positive_int("times", times):
-        raise ValueError(f"times must divide d_ff ({d_ff}), got {times}")
-    return {"num_experts": num_experts * times, "top_k": top_k * times, "d_ff": d_ff // times}

@@ -4,7 +4,6 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.dates import date2num
 
@@ -14,44 +13,24 @@ from moe_lessons.plots import theme as style
 from moe_lessons.plots.marks import Arrows, Axis, Boxes, Panel, Parts, Table
 from moe_lessons.plots.panels.block import box, words
 from moe_lessons.plots.still import plot
-from moe_lessons.plots.theme import LIGHT, PALETTE, TEXT_SIZE, axes_for, log_axis, model_inks, short_number
+from moe_lessons.plots.theme import LIGHT, PALETTE, TEXT_SIZE, axes_for, log_axis, model_inks, name_over, short_number
 
 MODEL_PARTS = ("experts", "attention", "embedding", "head", "shared experts", "router", "attention scores", "norms")
 MODEL_PART_COLORS = dict(zip(MODEL_PARTS, PALETTE)) | {"FFN": PALETTE[0], "attention, head, dense FFNs": PALETTE[1]}
-APART = 13  # days, about the width of a dot in `designs_over_time`
 
 
-def designs_over_time(frame: pd.DataFrame, named: Collection[str] = ()) -> style.LessonFigure:
-    """Draw E/K and F/D of each model of `modern_models()` at the day of its release, some with their names, and the
-    median of each year. Full: with shared experts; the colour says how the load is balanced. What would cover another
-    one stands up to `APART` days beside it for each."""
-    figure = style.LessonFigure(9.6, 7)
-    titles = ("Sparsity E / K", "Width of an expert over that of the model, F / D")
-    ways = np.select([frame.balancing.str.startswith(way) for way in ("bias", "aux")], [4, 3], 5)  # their ink
-    labels = {3: "auxiliary loss (by maker or code)", 4: "expert bias (by maker or code)", 5: "balancing not stated"}
-    for place, y in enumerate((frame.num_experts / frame.top_k, frame.d_ff / frame.d_model)):
-        ticks = ((4, 8, 16, 32, 64, 128), (0.25, 0.5, 1, 2, 4))[place]
-        ax = style.dress(figure.add_subplot(2, 1, place + 1), titles[place])
-        same = frame.groupby([frame.day, y.round(3)], dropna=False)
-        aside = same.cumcount() - (same.day.transform("size") - 1) / 2
-        day = frame.day + aside * pd.Timedelta(days=APART)
-        ax.set(ylim=(ticks[0] / 1.4, ticks[-1] * 1.6), xlim=(pd.Timestamp("2023-05-15"), pd.Timestamp("2026-12-31")))
-        log_axis(ax, "y", ticks, grid="y")
-        near = [(date2num(day), y.fillna(1))]  # what no name covers
-        for _, models in frame.groupby(frame.day.dt.year):
-            median, first = y[models.index].median(), models.day.min()
-            ax.hlines(median, first, models.day.max(), LIGHT.muted, lw=6, alpha=0.3, label="median")
-            near.append(([date2num(first)], [median]))
-        for (way, shared), models in frame.groupby([ways, frame.shared_experts > 0]):
-            color = LIGHT.lines[way]
-            options = {"ec": color, "fc": color if shared else LIGHT.background, "s": 34, "lw": 1.4, "zorder": 3}
-            label = labels[way] if shared else "hollow: no shared expert"
-            ax.scatter(day[models.index], y[models.index], label=label, **options)
-        style.label_points(ax, *map(np.concatenate, zip(*near)), frame.name.where(frame.name.isin(named), ""))
-    with rc_context(style.STYLE):
-        texts = dict(zip(*ax.get_legend_handles_labels()[::-1]))
-        figure.legend(texts.values(), texts, loc="outside upper left", ncols=3)
-    return figure
+def edges_over_time(costs: pd.DataFrame, named: Collection[str] = ()) -> Axes:
+    """Draw the upper edge of each of `release_costs()` over the day of its release, those in 4 bits in a colour, and
+    some with their names."""
+    ax = axes_for(9.2, 4.4, "Upper edge over dense, 4×, on an H200", ylabel="sequences decoded together")
+    is_small = costs.weights == "4-bit"
+    for kind, color, own in (("8 or 16 bits", LIGHT.muted, ~is_small), ("experts in 4 bits", LIGHT.lines[4], is_small)):
+        ax.scatter(costs.day[own], costs.upper[own], s=44, color=color, label=kind, zorder=3)
+    ax.set(ylim=(60, 9000), xlim=(pd.Timestamp("2023-12-01"), pd.Timestamp("2027-01-15")))
+    log_axis(ax, "y", (100, 200, 500, 1000, 2000, 5000), say="{:,.0f}".format, grid="y")
+    shown = costs.dropna(subset="upper")
+    style.label_points(ax, date2num(shown.day), shown.upper, [name if name in named else "" for name in shown.index])
+    return name_over(ax)
 
 
 def parameter_panel(parts: Mapping[str, ParameterCount]) -> Panel:

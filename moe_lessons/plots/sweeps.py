@@ -10,10 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from moe_lessons.analysis.quality import dense_families, times_as_wide, times_the_cost
-from moe_lessons.analysis.results import interval
 from moe_lessons.nn.baselines import dense_name
 from moe_lessons.plots import theme as style
-from moe_lessons.plots.marks import Axis, Line, Panel, Rule
+from moe_lessons.plots.marks import Axis, Line, Panel
 from moe_lessons.plots.still import plot
 from moe_lessons.plots.theme import LIGHT, annotate, axes_for, dress, log_axis, model_inks, model_styles, name_over
 
@@ -81,20 +80,6 @@ def matched_widths(ends: pd.DataFrame, steps: int) -> Axes:
         annotate(ax, f"{width:.1f}×", (width, 0), (3, 4), halo=LIGHT.background)
     ax.set_ylim(0, 104)
     return name_over(log_axis(ax, "x", [1, 2, 3, 4, 6, 8], say="{:g}×".format))
-
-
-def gain_curves(results: pd.DataFrame, base: str) -> Axes:
-    """Draw by how many nats per byte the loss of each model is lower than that of `base` of the same seed, as they
-    learn: the mean of the seeds, in its 95 % interval (see `interval`)."""
-    loss = results.pivot(index="step", columns=["model", "seed"], values="loss")
-    names = [name for name in results["model"].unique() if name != base]
-    marks = []
-    for name, ink in zip(names, (3, 4)):
-        mean, half = interval(loss[base] - loss[name])
-        marks.append(Line(loss.index, mean, name, ink, low=mean - half, high=mean + half))
-    low, high = 1.1 * min(np.min(mark.low) for mark in marks), 1.1 * max(np.max(mark.high) for mark in marks)
-    axes = Axis(0, float(loss.index[-1]), "step"), Axis(low, high, "gain, nats per byte (95 % interval)")
-    return plot(Panel(f"Against '{base}' of the same seed", [*marks, Rule(y=0)], *axes), width=7.6, height=3.6)
 
 
 def width_curves(found: Mapping[str, pd.DataFrame], total: float) -> Axes:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from everywhere import seeds
 
 from moe_lessons.analysis import real_routing, replicate
-from moe_lessons.analysis.counting import modern_models
+from moe_lessons.analysis.releases import modern_models
 from moe_lessons.analysis.roofline import machine_for, machines, published_sizes
 from moe_lessons.analysis.speedup import edges
 from moe_lessons.analysis.timing import WARM_UP

@@ -3,14 +3,13 @@ lessons that it names."""
 
 import numpy as np
 import pytest
-import torch
 from everywhere import seeds
 
 from moe_lessons.analysis import union_law
-from moe_lessons.analysis.roofline import machine_for, machines, on_machine, published_sizes
+from moe_lessons.analysis.releases import BYTES, modern_models, release_costs
+from moe_lessons.analysis.roofline import machine_for, machines, on_machine, published_sizes, step_seconds
 from moe_lessons.analysis.speedup import edges_of, matched_width, speedups
-from moe_lessons.nn import MoE, seeded
-from moe_lessons.nn.routing import HashRouter
+from moe_lessons.nn import dense_name
 from moe_lessons.training import facts_runs, train
 
 
@@ -32,42 +31,43 @@ def test_the_answer_on_the_map():
     assert union_law(8, 2, 5) < 2 * 3.2 < union_law(8, 2, 6)  # experts loaded by the MoE, and the dense FFN in experts
 
 
+@pytest.mark.claim("speculative-decoding-in-both-regimes")
+def test_speculative_decoding_in_both_regimes():
+    """How many times as long a step takes that checks 4 tokens of each sequence instead of 1, by the roofline; of
+    routing, all tokens choose by themselves."""
+    machine, sizes = machine_for(machines().loc["NVIDIA H200 SXM"], "bfloat16"), published_sizes()["Mixtral 8x7B"]
+
+    def longer(model, batch: int) -> float:
+        return step_seconds(model, machine, "bfloat16", 4 * batch) / step_seconds(model, machine, "bfloat16", batch)
+
+    found = {batch: [round(longer(model, batch), 2) for model in (sizes, sizes.dense(3.2))] for batch in (1, 16, 128)}
+    assert found == {1: [2.53, 1.0], 16: [1.01, 1.0], 128: [1.05, 2.48]}
+
+
+@pytest.mark.claim("offloading-by-bytes")
+def test_offloading_by_bytes():
+    bandwidth = machines().bytes_per_second["Desktop CPU with DDR5"]
+    costs, models = release_costs(), modern_models().set_index("name")
+    for name, size, milliseconds in (("gpt-oss-120b", 1.9, 23), ("DeepSeek-V3", 20, 246)):
+        own = models.loc[name]
+        rest = (own.active_params_b - own.total_params_b * own.top_k / own.num_experts) / (
+            1 - own.top_k / own.num_experts
+        )
+        experts = costs.gb_per_token[name] - rest * BYTES[own.other_weights]
+        assert experts == pytest.approx(size, rel=0.03)
+        assert 1e12 * experts / bandwidth == pytest.approx(milliseconds, rel=0.01)
+    assert 5.1 * 2 / costs.gb_per_token["gpt-oss-120b"] == pytest.approx(2.1, abs=0.05)
+
+
 @pytest.mark.claim("longer-training-catches-up")
-@pytest.mark.claim("k-is-trained-in")
-def test_longer_training_catches_up_and_k_is_trained_in():
+def test_longer_training_catches_up():
     for seed in seeds(3, first=1):
         runs = facts_runs(num_entries=300, seed=seed)
-        moe, baseline = runs["MoE"], runs["dense, 1×"]
+        moe, baseline = runs["MoE"], runs[dense_name(1)]
         train([moe, baseline], 100)
         mixture, before = known(moe), known(baseline)
         train([baseline], 100)
         assert 1.5 * before < mixture < known(baseline) - 10
-        for k, share in ((1, 0.5), (4, 0.8)):
-            for layer in moe.model.layers:
-                layer.ffn.router.top_k = k
-            assert known(moe) < share * mixture
-
-
-@pytest.mark.claim("an-expert-without-tokens-may-move")
-@pytest.mark.parametrize("seed", seeds(3))
-def test_an_expert_without_tokens_may_move(seed):
-    """Three experts: E0 has tokens, E1 had some before, E2 never. Ours (no decay), and with a decay of .1."""
-    moved = {}
-    for decay in (0.0, 0.1):
-        with seeded(seed):
-            moe, x = MoE(16, 8, num_experts=3, top_k=1, router=HashRouter(3, vocab_size=1)), torch.randn(64, 16)
-        optimizer = torch.optim.AdamW(moe.experts.parameters(), lr=0.01, weight_decay=decay)
-        for chosen in (0, 1) * 10 + (0,):  # the last step has no token for E1
-            before = moe.experts.down_proj.detach().clone()
-            moe.router.table.fill_(chosen)
-            optimizer.zero_grad()
-            moe(x, torch.zeros(64, dtype=torch.long))[0].square().mean().backward()
-            optimizer.step()
-        assert (moe.experts.down_proj.grad[[1, 2]] == 0).all()
-        moved[decay] = (moe.experts.down_proj.detach() - before).abs().amax(dim=(1, 2))
-    assert moved[0.0][1] > 0.001 and moved[0.0][2] == 0 < moved[0.1][2]
-    (group,) = facts_runs(num_entries=10)["MoE"].optimizer.param_groups
-    assert group["weight_decay"] == 0
 
 
 def known(run) -> int:

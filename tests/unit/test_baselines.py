@@ -7,21 +7,8 @@ from hypothesis import strategies as st
 from live_tools import MyMoE
 from torch import nn
 
-from moe_lessons.analysis import count_parameters, flops_per_token
-from moe_lessons.nn import ACTIVATIONS, FeedForward, MoE, SigmoidRouter, TopKRouter, dense_baseline, finer, is_moe
+from moe_lessons.nn import ACTIVATIONS, FeedForward, MoE, SigmoidRouter, TopKRouter, dense_baseline, is_moe
 from moe_lessons.tasks.plane import PlaneClassifier
-
-
-@given(st.integers(1, 6), st.data())
-def test_finer_experts_do_the_same_work(top_k, data):
-    num_experts = data.draw(st.integers(top_k, 8))
-    times, fine = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 4))
-    moes = [MoE(4, **finer(num_experts, top_k, times * fine, cut)) for cut in (1, times)]
-    routers = [moe.router.weight.numel() for moe in moes]
-    counts = [count_parameters(moe) for moe in moes]
-    assert counts[0].total - routers[0] == counts[1].total - routers[1]
-    assert counts[0].active - routers[0] == counts[1].active - routers[1]
-    assert flops_per_token(moes[0]) - 2 * routers[0] == flops_per_token(moes[1]) - 2 * routers[1]
 
 
 def test_a_router_by_name_class_or_function():

@@ -139,7 +139,6 @@ def test_a_published_model_by_name(cost, name):
 
 
 def test_a_configuration_from_a_file_and_what_is_wrong_with_one(cost, tmp_path):
-    pytest.importorskip("transformers")
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"model_type": "mixtral"}))
     move(cost, published="DeepSeek-V3")

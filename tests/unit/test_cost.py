@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from live_tools import MyMoE
@@ -142,7 +143,6 @@ SMALL = TransformerShape(96, 32, 3, 4, 2, 8, 48, num_experts=6, top_k=2)
 @pytest.mark.parametrize("changes", [{}, {"tied_embedding": True}, {"head_dim": 16}, {"top_k": 5}])
 def test_shape_against_hugging_face_parameters_and_flops(changes):
     shape = dataclasses.replace(SMALL, **changes)
-    transformers = pytest.importorskip("transformers", reason="needs the extra hf")
     config = transformers.MixtralConfig(
         vocab_size=shape.vocab_size, hidden_size=shape.d_model, num_hidden_layers=shape.num_layers,
         num_attention_heads=shape.num_heads, num_key_value_heads=shape.num_kv_heads, head_dim=shape.head_dim,
@@ -170,7 +170,6 @@ def test_counted_agrees_with_published_except_where_the_note_says_why():
 
 @pytest.mark.parametrize("model", maker.PUBLISHED, ids=lambda model: model.name)
 def test_csv_equals_the_model_class(model):
-    transformers = pytest.importorskip("transformers", reason="needs the extra hf")
     if not hasattr(transformers, model.hf_class):
         pytest.skip(f"transformers {transformers.__version__} has no {model.hf_class}")
     with data_path("published_models.csv").open(encoding="utf-8", newline="") as file:

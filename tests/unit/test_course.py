@@ -77,7 +77,7 @@ def test_on_a_static_page_answers_are_folded_and_the_course_is_a_table(static):
     for item in read_quiz(QUIZZES["07"]):
         assert all(option.text in asked and option.why not in asked for option in item.options)
         assert all(f"{option.text} — {option.why}" in answers for option in item.options)
-    assert course.count("ipynb") == len(LESSONS) + 1 and interview.count("<details>") == 3 * len(QUESTIONS)
+    assert course.count("ipynb") == len(LESSONS) + 1 and interview.count("<details>") == 3 * len(QUESTIONS) <= 36
 
 
 def do_everything(number: str) -> None:
@@ -137,7 +137,7 @@ def test_the_view_exports_and_asks_before_it_forgets(tmp_path, monkeypatch):
 
 
 TEXTS = ANSWERS | QUESTIONS
-LENGTHS = ("one sentence", "one minute", "five minutes")
+LENGTHS = ("one sentence", "one minute")
 FIGURES = sorted({key for text in TEXTS.values() for key in FIGURE.findall(text)})
 
 
@@ -169,6 +169,7 @@ def test_the_interview_measures_every_figure_that_the_answer_needs():
 @pytest.mark.parametrize("length", LENGTHS)
 def test_the_answer_has_the_learners_own_figures(length, measured):
     answer = Answer(length)
+    assert answer.startswith("<details><summary>")  # not on the screen before the learner has said theirs
     needed = FIGURE.findall(TEXTS[length])
     assert needed and not FIGURE.search(answer) and not re.search(r"\[\d\d\w?: ", answer)
     for key in needed:
@@ -211,10 +212,10 @@ def test_a_figure_of_a_busy_machine_is_marked_until_it_is_measured_again(measure
     others.each = 1e6
     own_figures.measure_missing()
     kept = json.loads(path.read_text("utf-8"))["figures"]
-    assert [key for key in kept if kept[key].get("is_busy")] == ["04.over_active", "04.over_good"]
+    assert {key for key in kept if kept[key].get("is_busy")} == {"04.over_active", "04.over_good"}
     *rows, _, last = figures().splitlines()
     assert [row[:6] for row in rows if "measured on a busy machine" in row] == ["| 04 |"] * 2
-    assert "measure_missing(busy_too=True)" in last and "busy machine" in Answer("one minute").splitlines()[-1]
+    assert "measure_missing(busy_too=True)" in last and "busy machine" in Answer("one minute")
     others.each = 0.0
     own_figures.measure_missing()
     assert json.loads(path.read_text("utf-8"))["figures"]["04.over_good"] == kept["04.over_good"]  # only if asked

@@ -123,7 +123,7 @@ def test_what_agrees_and_what_does_not_also_part_by_part():
 
 
 def test_in_a_notebook_a_result_has_buttons_and_on_a_static_page_its_words(monkeypatch):
-    exercise = exercises.finer_experts
+    exercise = exercises.choice
     check = exercise.check(lambda *sizes: ["<b>"])
     assert "✘" in check._repr_html_() and "<b>," not in check._repr_html_() and check._repr_mimebundle_() == {}
     monkeypatch.setattr(limits, "in_notebook", lambda: True)
@@ -136,4 +136,4 @@ def test_in_a_notebook_a_result_has_buttons_and_on_a_static_page_its_words(monke
         button.click()
         made.append(below.outputs[0]["data"]["text/markdown"])
     assert words.value == check._repr_html_() and len(set(made[:3])) == 3 and made[3] == made[2]
-    assert "def my_finer_experts" in made[4]
+    assert "def my_choice" in made[4]

@@ -2,15 +2,14 @@
 
 import pytest
 import torch
+import transformers
 from torch import nn
+from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 
 from moe_lessons.hub import Lens
 from moe_lessons.nn import DISPATCH, LanguageModel, MoE, TransformerConfig, seeded
 from tools.bench_cases import hf_model
-
-transformers = pytest.importorskip("transformers", reason="needs the extra hf")
-from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock  # noqa: E402
-from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock  # noqa: E402
 
 SIZES = [(16, 32, 8, 2, 40), (7, 9, 5, 3, 11), (5, 3, 4, 1, 9), (4, 6, 3, 3, 1)]  # D, F, E, K, tokens
 FAMILIES = {  # block, configuration, and whether it divides the K weights by their sum

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from moe_lessons.hub import Lens
 from moe_lessons.hub.routing_lens import joined
 from moe_lessons.nn import LanguageModel, TransformerConfig, load_balancing_loss, seeded
 from tools.bench_cases import hf_model
-
-transformers = pytest.importorskip("transformers", reason="needs the extra hf")
 
 IDS = torch.randint(3, 100, (2, 8), generator=torch.Generator().manual_seed(0))
 

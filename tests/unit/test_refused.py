@@ -19,7 +19,6 @@ from moe_lessons.nn import (
     TopKRouter,
     TransformerConfig,
     dense_baseline,
-    finer,
 )
 from moe_lessons.parallel import rank_traffic
 from moe_lessons.support.errors import check_device, shown
@@ -78,7 +77,6 @@ NN = [
     (lambda value: HashRouter(8, 10)(X, torch.tensor([10, 0, 3])), "token_ids", "0 to 10"),
     (lambda value: HashRouter(8, 10)(X, torch.tensor([-1, 5, 3])), "token_ids", "-1 to 5"),
     (lambda value: MoE(4, 8, 5, 1, router=HashRouter(5, 30))(X[None], torch.zeros(value).long()), "token_ids", (3, 1)),
-    (lambda value: finer(8, 2, 32, value), "times", 5),
     (check_device, "device", "cuda:99"),
 ]
 TRAINING = [
