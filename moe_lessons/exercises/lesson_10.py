@@ -45,7 +45,8 @@ CHOICE_MISTAKES = [
 @exercise(2, my_choice, CHOICE_MISTAKES, "the place")
 def choice() -> list[tuple]:
     three = [(900.0, 4.1, 876.0), (64.0, 4.2, 438.0), (13.0, 5.2, 110.0)]
-    drawn = [(three, sequences, memory) for sequences in (1, 30, 200, 500, 2000) for memory in (16, 24, 70, 160, 2000)]
+    drawn = [(three, 30, 2000)]  # between the edges of all
+    drawn += [(three, sequences, memory) for sequences in (1, 30, 200, 500, 2000) for memory in (16, 24, 70, 160, 2000)]
     for _ in range(5):
         four = (torch.rand(4, 3) * torch.tensor([500, 6, 2000]) + torch.tensor([1, 2, 50])).tolist()
         drawn.append(([tuple(release) for release in four], int(torch.randint(1, 2000, ())), 300))
