@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from moe_lessons.analysis import replicate
+from moe_lessons.analysis.releases import release_costs
 from moe_lessons.course import Answer, Prediction
 from moe_lessons.nn import (
     FeedForward,
@@ -99,6 +100,8 @@ TRAINING = [
 SHOWN = [
     (lambda value: replicate(torch.ones(3), value), "slots", 2),
     (lambda value: rank_traffic(ROUTED, value), "ranks", 8),
+    (lambda value: release_costs(value), "machine", "abacus"),
+    (lambda value: release_costs(width=value), "width", 0.5),
     (lambda value: draw_block(MoE(6, 4, value, 2), torch.zeros(12, 6)), "moe", 17),
     (lambda value: draw_block(MoE(6, 4, 8, 2), torch.zeros(value)), "x", (17, 6)),
     (lambda value: Answer(value), "length", "one hour"),
