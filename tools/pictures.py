@@ -8,10 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from moe_lessons.analysis.results import load_ends
-from moe_lessons.course.own_figures import BOOK, MIXTURE, STEPS
+from moe_lessons.analysis.quality import published_pairs, width_over_size
 from moe_lessons.plots import figure
-from moe_lessons.plots.sweeps import front
+from moe_lessons.plots.sweeps import width_rows
 from moe_lessons.widgets import FactsLab, Playground, SpeedupMap
 from web.text_model import stored_models, text_panels
 
@@ -24,7 +23,7 @@ SHOWN_FOR, LAST = 120, 4000  # milliseconds
 
 def main(folder: Path = DOCS) -> None:
     """Write them all: a collapse and its rescue, the playground, the wall of facts, a text in
-    the colours of its experts, the speedup map, and what each model takes."""
+    the colours of its experts, the speedup map, and how wide a dense model of equal quality is."""
     folder.mkdir(exist_ok=True)
     animate(folder / "rescue.gif")
     playground = Playground(play=300)
@@ -35,7 +34,7 @@ def main(folder: Path = DOCS) -> None:
     texts = text_panels(stored_models(), "The old baker finds his red apple.", layer=0, token=4)
     (folder / "text.png").write_bytes(figure(texts[:2]).png())
     (folder / "speedup.png").write_bytes(SpeedupMap("Mixtral 8x7B").picture().png())
-    (folder / "front.png").write_bytes(front(load_ends(BOOK), (MIXTURE, STEPS)).figure.png())
+    (folder / "widths.png").write_bytes(width_rows(width_over_size(), published_pairs()).figure.png())
 
 
 def animate(path: Path, collapse: int = COLLAPSE, rescue: int = RESCUE) -> None:

@@ -1,11 +1,10 @@
-"""Say what the speedup map needs in the page: models, machines, quality-matched widths, controls, and its panel."""
+"""Say what the speedup map needs in the page: models, machines, controls, and its panel."""
 
 from typing import Any
 
 import numpy as np
 
 from moe_lessons.analysis.counting import TransformerShape
-from moe_lessons.analysis.quality import QUALITY_TASKS
 from moe_lessons.analysis.roofline import (
     ATTENTION,
     CACHE_BYTES,
@@ -16,11 +15,11 @@ from moe_lessons.analysis.roofline import (
     published_sizes,
     sizes_of,
 )
-from moe_lessons.analysis.speedup import matched_width, speedups
+from moe_lessons.analysis.speedup import speedups
 from moe_lessons.plots.marks import encode_panel
 from moe_lessons.plots.speeds import EDGE_INKS, LAST, LEVELS, speedup_panel
 from moe_lessons.widgets.canvas import COLORS
-from moe_lessons.widgets.speedup_map import EXPERT_STOPS, TASKS, SpeedupMap
+from moe_lessons.widgets.speedup_map import EXPERT_STOPS, SpeedupMap
 from web.manifest import describe_control
 
 COURSE = "the course's own"  # a model of its language models
@@ -58,20 +57,13 @@ def speedup_manifest() -> dict[str, Any]:
     """Say all that the page needs, in what JSON can hold."""
     offered, rows = models(), machines()
     first, stops = next(iter(offered)), {"num_experts": EXPERT_STOPS, "top_k": TOP_K}
-    stops |= {"machine": tuple(rows.index), "weights": tuple(WEIGHT_BYTES), "task": TASKS}
+    stops |= {"machine": tuple(rows.index), "weights": tuple(WEIGHT_BYTES)}
     view = SpeedupMap(first, machine="NVIDIA H200 SXM")  # into which it fits
     usual = {"model": first} | view.settings
     view.close()
     controls = {name: describe_control(name, stops.get(name)) for name in view.inputs}
-    controls["task"]["tip"] = view.inputs["task"].tooltip
     model = {"label": "Model", "tip": "With how large experts, and what else", "is_list": True}
     model["stops"] = [(name, name) for name in offered]
-    found = {task: {E: matched_width(task, E, 2) for E in EXPERT_STOPS} for task in QUALITY_TASKS}
-    widths = {
-        task: {E: [min(max(end, 1), match.family[1]) for end in (match.width, match.low, match.high)] + [str(match)]
-               for E, match in each.items() if match}
-        for task, each in found.items()
-    }  # fmt: skip
     one = speedups(offered[first], view.roof, "bfloat16", 2.0 ** np.arange(LAST + 1))
     heat = {"places": [], "columns": 1, "titles": [], "says": []}
     return {
@@ -83,7 +75,6 @@ def speedup_manifest() -> dict[str, Any]:
         "bytes": {kind: [WEIGHT_BYTES[kind], CACHE_BYTES[kind]] for kind in WEIGHT_BYTES},
         "controls": {"model": model} | controls,
         "usual": usual,
-        "widths": widths,
         "levels": LEVELS,
         "edges": EDGE_INKS,
         "last": LAST,

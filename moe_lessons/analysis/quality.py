@@ -1,4 +1,4 @@
-"""The quality of a mixture in the stored sweeps: how wide a dense FFN must be to be as good, and what that costs."""
+"""The quality of a mixture in the stored sweeps: how wide a dense FFN must be to be as good."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,118 +7,82 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from moe_lessons.analysis.results import load_ends, load_results
+from moe_lessons.analysis.results import interval, last_of
 from moe_lessons.nn.baselines import dense_width
-from moe_lessons.support.errors import check_choice
+from moe_lessons.support.data import data_path
 
-REAL_TEXTS = ("prose", "source")  # stored sweeps of text that comes with Python
-QUALITY_TASKS = (*REAL_TEXTS, "facts")
-FACTS_STEPS = 3000  # of the runs by which it is said which dense model knows as much
+SIZES = (64,)  # D of the models of the sweeps `size_64`, …
+PLACES = 1000  # at which the lines between two widths are read
 
 
 @dataclass(frozen=True)
 class EffectiveWidth:
-    """The `width` of the dense FFN that is as good as a mixture, or its cost, and the lowest and highest that one
-    seed gives: `inf` for a mixture better than the widest of the `family`, 0 for one worse than the narrowest."""
+    """The `width` of the dense FFN that is as good as a mixture, and its 95 % interval, from `low` to `high`: `inf` for
+    above the `widest` that was trained, 0 for below the `narrowest`."""
 
     width: float
     low: float
     high: float
-    family: tuple[float, float]
-
-    def times(self, width: float) -> "EffectiveWidth":
-        """Say it in multiples of `width`: of K·F, what the idle experts are worth."""
-        narrow, wide = self.family
-        return EffectiveWidth(self.width / width, self.low / width, self.high / width, (narrow / width, wide / width))
+    narrowest: float
+    widest: float
 
     def __str__(self) -> str:
-        """Say it as '490 (430 to 560)', or 'above 512' where nothing in the family is as good, or both in one."""
-        outside = {0: f"below {self.family[0]:.3g}", math.inf: f"above {self.family[1]:.3g}"}
-        width, low, high = (outside.get(width, f"{width:.3g}") for width in (self.width, self.low, self.high))
+        """Say it as '4.9 (4.3 to 5.6)', or 'above 8' where nothing is as good, or both in one."""
+        outside = {0: f"below {self.narrowest:.2g}", math.inf: f"above {self.widest:.2g}"}
+        width, low, high = (outside.get(width, f"{width:.2g}") for width in (self.width, self.low, self.high))
         return width if low == high else f"{width} ({low} to {high})"  # equal: both outside, on the same side
 
 
-def effective_width(family: Mapping[float, Sequence[float]], mixture: Sequence[float]) -> EffectiveWidth:
-    """Find the width at which the dense models of a family are as good as a mixture.
+def effective_width(dense: Mapping[float, Sequence[float]], mixture: Sequence[float]) -> EffectiveWidth:
+    """Find the width at which dense models are as good as a mixture.
 
-    family: for each width of the dense FFN the quality (more is better) that its seeds reached; mixture: its own with
-    the same seeds. The running maximum of the means is joined by straight lines over the logarithm of the width.
+    dense: for each width the losses of S seeds; mixture: its own with the same seeds. Each seed's loss is joined by
+    straight lines over the logarithm of the width, and the mixture's is subtracted. The width is the least at which the
+    mean of these differences is 0; the interval has the widths at which 0 lies in the 95 % interval of the mean. So
+    widths beyond those that were trained need no value.
 
-    >>> print(effective_width({64: [0.1, 0.12], 128: [0.3, 0.32], 256: [0.7, 0.72]}, [0.5, 0.56]))
-    187 (181 to 194)
+    >>> print(effective_width({1: [0.3, 0.31, 0.32], 2: [0.1, 0.11, 0.12], 4: [-0.12, -0.11, -0.1]}, [0, 0, 0]))
+    2.8 (2.6 to 3.1)
     """
-    widths = sorted(family)
-    counts = [len(mixture), *(len(family[width]) for width in widths)]
-    if len(widths) < 2 or len(set(counts)) > 1 or not counts[0]:
-        raise ValueError(f"family must have two widths or more, with as many seeds as the mixture, got {counts}")
-    curves, reached = np.array([family[width] for width in widths], float), np.asarray(mixture, float)  # (W, S), (S,)
-    if not (np.isfinite(curves).all() and np.isfinite(reached).all()):
-        raise ValueError("family and mixture must have finite qualities, got others: leave out the runs that diverged")
-    of_seeds = [_width_at(widths, curve, quality) for curve, quality in zip(curves.T, reached)]
-    width = _width_at(widths, curves.mean(axis=1), reached.mean())
-    return EffectiveWidth(width, min(*of_seeds, width), max(*of_seeds, width), (widths[0], widths[-1]))
+    widths = sorted(dense)
+    losses, reached = [np.asarray(dense[width], float) for width in widths], np.asarray(mixture, float)
+    counts = [len(reached), *map(len, losses)]
+    if len(widths) < 2 or len(set(counts)) > 1 or counts[0] < 2:
+        raise ValueError(f"dense must have two widths or more, with as many seeds as the mixture, got {counts}")
+    if not np.isfinite([reached, *losses]).all():
+        raise ValueError("dense and mixture must have finite losses, got others: leave out the runs that diverged")
+    places = np.geomspace(widths[0], widths[-1], PLACES)
+    behind = [np.interp(np.log(places), np.log(widths), seed - own) for seed, own in zip(np.transpose(losses), reached)]
+    mean, half = interval(np.transpose(behind))  # of PLACES differences, from S seeds
+    found = [_first(places, edge <= 0) for edge in (mean, mean - half, mean + half)]
+    return EffectiveWidth(*found, widths[0], widths[-1])
 
 
-def _width_at(widths: Sequence[float], curve: np.ndarray, quality: float) -> float:
-    """Find the least width at which a curve (W,), made monotone, reaches this quality."""
-    curve = np.maximum.accumulate(curve)
-    i = int(np.searchsorted(curve, quality))  # the first that is as good
-    if i in (0, len(curve)):
-        return math.inf if i else float(widths[0]) * (quality == curve[0])
-    share = (quality - curve[i - 1]) / (curve[i] - curve[i - 1])
-    return float(widths[i - 1] ** (1 - share) * widths[i] ** share)
+def _first(places: np.ndarray, is_reached: np.ndarray) -> float:
+    """Find the first place that is reached; 0 if that is the first of all, inf if there is none."""
+    if not is_reached.any():
+        return math.inf
+    return float(places[is_reached.argmax()]) if not is_reached[0] else 0.0
 
 
-def dense_families(ends: pd.DataFrame, cost: str) -> dict[int, dict[float, list[float]]]:
-    """Group what the seeds of the dense models of a `load_ends` knew: for each number of steps that several widths were
-    trained, by their cost (a column)."""
-    known = ends[ends.width.notna()].sort_values("seed").groupby(["steps", cost]).known.agg(list)
-    return {steps: table.droplevel(0).to_dict() for steps, table in known.groupby(level=0) if len(table) > 1}
+def size_losses(d_model: int) -> tuple[dict[float, np.ndarray], np.ndarray]:
+    """Read the last held-out losses of a sweep of `SIZES`: of the dense models by their width, in multiples of the
+    active width of the mixture, and of the mixture, (S,) each, of the same S seeds."""
+    losses = last_of(f"size_{d_model}").dropna()  # a seed that all models have
+    dense = {width: losses[name].to_numpy() for name in losses if (width := dense_width(name)) > 0}
+    return dict(sorted(dense.items())), losses["MoE"].to_numpy()
 
 
-def times_the_cost(ends: pd.DataFrame, mixture: str, steps: int, cost: str = "flops") -> EffectiveWidth:
-    """Find how many times the cost of a mixture (a column of `load_ends`) the best dense model has that knows as much:
-    of each length of training and any width, also between those that were trained."""
-    seeds = ends[(ends.model == mixture) & (ends.steps == steps)].sort_values("seed")
-    found = [effective_width(family, list(seeds.known)) for family in dense_families(ends, cost).values()]
-    # one that is worse than the narrowest (0) costs no more than that one
-    least = [min(getattr(width, end) or width.family[0] for width in found) for end in ("width", "low", "high")]
-    return EffectiveWidth(*least, min(each.family for each in found)).times(seeds[cost].iloc[0])
+def width_over_size() -> pd.DataFrame:
+    """Find the quality-matched width of 16 experts, top-2, in multiples of the active width, for models of each of
+    `SIZES`: a row for each D, with the fields of `EffectiveWidth`, and it `said`."""
+    found = {d_model: effective_width(*size_losses(d_model)) for d_model in SIZES}
+    rows = [vars(match) | {"said": str(match)} for match in found.values()]
+    return pd.DataFrame(rows, index=pd.Index(found, name="D"))
 
 
-def times_as_wide(ends: pd.DataFrame, mixture: str, steps: int) -> EffectiveWidth:
-    """Find how many times the active width a dense model needs to know as much after the same steps."""
-    seeds = ends[(ends.model == mixture) & (ends.steps == steps)].sort_values("seed")
-    return effective_width(dense_families(ends, "width")[steps], list(seeds.known))
-
-
-def _matched(results: pd.DataFrame, step: int, argument: str, model: str) -> EffectiveWidth:
-    """Find the quality-matched width of a mixture of a sweep of real text after a step, in multiples of its active
-    width, by the held-out loss of the seeds that all models have reached. ValueError, with the name of the argument,
-    for a model that is not there."""
-    quality = -results[results.step == step].pivot(index="seed", columns="model", values="loss").dropna()
-    check_choice(argument, model, [name for name in quality if not name.startswith("dense")])
-    family = {width: list(quality[name]) for name in quality if (width := dense_width(name)) > 0}
-    return effective_width(family, list(quality[model]))
-
-
-def width_over_steps(task: str, model: str) -> pd.DataFrame:
-    """Find the quality-matched width of a mixture of the sweep of a real text after each number of steps, in multiples
-    of its active width: a row for each step, with the columns `width`, `low` and `high` of `EffectiveWidth`."""
-    results = load_results(check_choice("task", task, REAL_TEXTS))
-    found = {step: _matched(results, step, "model", model) for step in sorted(results.step.unique())}
-    rows = [(step, match.width, match.low, match.high) for step, match in found.items()]
-    return pd.DataFrame(rows, columns=["step", "width", "low", "high"])
-
-
-def quality_matched_width(task: str, num_experts: int) -> EffectiveWidth:
-    """Find how many times the active width a dense model needs to be as good as a mixture of `num_experts`, 2 for a
-    token, after as many steps: of real text by the held-out loss after 4,000, of facts by what is known after 3,000.
-    ValueError where no mixture of so many was trained."""
-    model = f"MoE, E={num_experts}"
-    if check_choice("task", task, QUALITY_TASKS) == "facts":
-        ends = load_ends("book_8000")
-        check_choice("num_experts", model, ends.model.unique())
-        return times_as_wide(ends, model, FACTS_STEPS)
-    results = load_results(task)
-    return _matched(results, results.step.max(), "num_experts", model)
+def published_pairs() -> pd.DataFrame:
+    """Read `published_quality.csv`: mixtures that were as good as a dense model trained on the same tokens, by their
+    name; `width`: how many times their active parameters it has."""
+    frame = pd.read_csv(data_path("published_quality.csv"), index_col="mixture")
+    return frame.assign(width=frame.dense_b / frame.active_b)

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from moe_lessons.nn.baselines import dense_width
-from moe_lessons.support.data import FOLDER, data_path
+from moe_lessons.support.data import data_path
 
-POINTS = ("step", "loss")  # the lists of a stored run, a value for each measurement; of facts also 'known'
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
+POINTS = ("step", "loss")  # the lists of a stored run, a value for each measurement
 
 
 def read_runs(path: Path) -> tuple[dict, list[dict], int]:
@@ -35,32 +35,30 @@ def load_results(name: str) -> pd.DataFrame:
     if not runs:
         raise ValueError(f"{path} must hold at least one run, got none yet: go on with the sweep")
     frame = pd.DataFrame(sorted(runs, key=lambda run: run["seed"]))  # of each model the seeds in one order
-    points = [name for name in (*POINTS, "known") if name in frame]
-    frame = frame.explode([*points, "dead"] if "dead" in frame else points, ignore_index=True)
-    numbers = [*points, *frame.columns.intersection(["max_over_mean"])]  # None of a dense model
+    frame = frame.explode([*POINTS, "dead"] if "dead" in frame else [*POINTS], ignore_index=True)
+    numbers = [*POINTS, *frame.columns.intersection(["max_over_mean"])]  # None of a dense model
     frame[numbers] = frame[numbers].apply(pd.to_numeric)
     frame["flops"] = frame.step * frame.pop("flops_per_step")
     frame["seconds"] = frame.step * frame.pop("ms_per_step") / 1000
     return frame.assign(steps=settings["steps"])
 
 
-def last_of(name: str, column: str = "loss") -> pd.DataFrame:
-    """Read what the stored sweep `name` (of one rate for each model) ended with: a row a seed, a column a model."""
+def last_of(name: str) -> pd.DataFrame:
+    """Read the losses with which the stored sweep `name` (of one rate for each model) ended: a row a seed, a column a
+    model."""
     results = load_results(name)
     last = results[results.step == results.steps]
-    return last.pivot(index="seed", columns="model", values=column)
+    return last.pivot(index="seed", columns="model", values="loss")
 
 
-def load_ends(name: str) -> pd.DataFrame:
-    """Read how all runs of a stored sweep of the phone book ended, of each of its `lengths`, such as 'book_8000': a row
-    a run, with the columns of `load_results`, and steps, teraflops of training, known in %, and width of the FFN of a
-    dense model, in multiples of the active one. The learning rate of each run reached its end at its last step."""
-    if not (paths := sorted(FOLDER.glob(f"results/{name}_*[0-9].jsonl"))):
-        raise ValueError(f"name must be that of a stored sweep of several lengths, such as 'book_8000', got {name!r}")
-    frame = pd.concat([load_results(path.stem) for path in paths])
-    ends = frame[frame.step == frame.steps].drop(columns="step").reset_index(drop=True)
-    known = 100 * ends.known / read_runs(paths[0])[0]["num_entries"]
-    return ends.assign(known=known, width=ends.model.map(dense_width), teraflops=ends.flops / 1e12)
+def interval(values) -> tuple[np.ndarray, np.ndarray]:
+    """Give the means of 2 to 10 seeds (..., S), and how far the 95 % interval of each reaches to both sides.
+
+    >>> print("{:.1f} ± {:.2f}".format(*interval([1, 2, 3])))
+    2.0 ± 2.48
+    """
+    values = np.asarray(values, float)
+    return values.mean(-1), T_95[values.shape[-1] - 2] * values.std(-1, ddof=1) / values.shape[-1] ** 0.5
 
 
 def by_step(name: str, measures: list[str]) -> tuple[dict, pd.DataFrame]:

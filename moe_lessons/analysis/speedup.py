@@ -1,6 +1,5 @@
 """The speedup of a mixture over dense models of any FFN width, at any batch size: by the roofline, and as measured."""
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,6 @@ from moe_lessons.analysis.inference import (
     device_of,
     measure_machine,
 )
-from moe_lessons.analysis.quality import EffectiveWidth, quality_matched_width
 from moe_lessons.analysis.roofline import (
     FFN,
     WEIGHT_BYTES,
@@ -235,15 +233,6 @@ def shape_of(model: LanguageModel) -> TransformerShape:
     ffns = (part.d_ff for part in model.modules() if isinstance(part, FeedForward))  # a baseline has another than c
     width = c.d_ff if mixtures else next(ffns, c.d_ff)
     return TransformerShape(c.vocab_size, c.d_model, c.num_layers, *heads, width, *experts, 0, c.tied_embedding)
-
-
-@functools.cache
-def matched_width(task: str, num_experts: int, top_k: int) -> EffectiveWidth | None:
-    """Find the `quality_matched_width` of a mixture in multiples of its active width; None where it is not measured."""
-    try:
-        return quality_matched_width(task, num_experts) if top_k == 2 else None
-    except (ValueError, FileNotFoundError):
-        return None
 
 
 def published_points(model: str) -> list[tuple[float, int, float, str]]:

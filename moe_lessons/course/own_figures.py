@@ -2,22 +2,18 @@
 
 from collections.abc import Sequence
 
-from moe_lessons.analysis.quality import times_as_wide
-from moe_lessons.analysis.results import load_ends
+from moe_lessons.analysis.quality import width_over_size
 from moe_lessons.analysis.speedup import measure_speedups
 from moe_lessons.course.interview import busy_ones, lacking
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
 from moe_lessons.support import progress
 
-BOOK, MIXTURE = "book_8000", "MoE, E=16"  # a stored sweep, and its mixture of which the lessons speak
-STEPS = 3000  # of the runs by which it is said how wide a dense model is that knows as much
-
 
 def decoders() -> dict[str, LanguageModel]:
-    """Make the models of lesson 04, untrained: an MoE of 16 experts, top-2, and dense models of 1, 4 and 8 times its
-    active width."""
+    """Make the models of lesson 04, untrained: an MoE of 16 experts, top-2, and dense models of 1, 2, 4 and 8 times
+    its active width."""
     ffns = {"MoE": {"d_ff": 1024, "num_experts": 16, "top_k": 2}}
-    ffns |= {f"dense, {width}×": {"d_ff": 2048 * width, "moe_layers": ()} for width in (1, 4, 8)}
+    ffns |= {f"dense, {width}×": {"d_ff": 2048 * width, "moe_layers": ()} for width in (1, 2, 4, 8)}
     with seeded(0):
         return {
             name: LanguageModel(TransformerConfig(d_model=512, num_layers=2, num_heads=8, num_kv_heads=4, **ffn))
@@ -34,7 +30,7 @@ def keep(unit: str, keys: Sequence[str], values: Sequence[float], is_busy: bool 
 def measure_missing(*, busy_too: bool = False) -> None:
     """Measure those figures of the answer that the learner's progress lacks, as their lessons do: some seconds.
     busy_too: also those that were measured on a busy machine."""
-    keep("times", ["05.effective_width"], [times_as_wide(load_ends(BOOK), MIXTURE, STEPS).width])
+    keep("times", ["05.effective_width"], [width_over_size().width.iloc[-1]])  # of the largest models
     keys = ["04.over_active", "04.over_good"]
     if lacking(*keys) or busy_too and busy_ones(*keys):
         found = measure_speedups(decoders(), (1,))

@@ -1,4 +1,4 @@
-"""Figures of many runs: what models cost and know, what more experts bring, where experts die, how fast they are."""
+"""Figures of many runs: which dense model is as good, what is gained, where experts die, what it costs."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,14 +9,12 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from moe_lessons.analysis.quality import dense_families, times_as_wide, times_the_cost
-from moe_lessons.nn.baselines import dense_name
 from moe_lessons.plots import theme as style
 from moe_lessons.plots.marks import Axis, Line, Panel
 from moe_lessons.plots.still import plot
 from moe_lessons.plots.theme import LIGHT, annotate, axes_for, dress, log_axis, model_inks, model_styles, name_over
 
-OTHER_WIDTHS = "dense, of other widths"
+WIDEST = 8  # dense model beside the mixtures of `width_over_size`
 
 
 def curves(ax: Axes, frame: pd.DataFrame, x: str, y: str) -> None:
@@ -28,91 +26,28 @@ def curves(ax: Axes, frame: pd.DataFrame, x: str, y: str) -> None:
         ax.plot(line.index, line, ls=dash, marker=marker, color=color, lw=1.8, ms=5, label=model)
 
 
-def front(ends: pd.DataFrame, arrow: tuple[str, int]) -> Axes:
-    """Draw what each model knew at the end of its training over the cost of that: dense models of every width and
-    length of training, a line along the best of them, and the smallest mixture and that of the arrow.
-
-    ends: of `load_ends`; arrow: from which mixture (model, steps) to the best dense model that knows as much."""
-    ax = axes_for(7.6, 4.8, "Memorised facts, %", "training compute, 10¹² FLOPs")
-    mixtures = [name for name in ends["model"].unique() if not name.startswith(style.DENSE)]
-    mixtures.sort(key=lambda name: int(name.partition("=")[2]))
-    styles = {OTHER_WIDTHS: (LIGHT.muted, "", "."), **model_styles([*map(dense_name, (1, ends["width"].max()))])}
-    styles |= {name: style for name, style in model_styles(mixtures).items() if name in (mixtures[0], arrow[0])}
-    families = dense_families(ends, "teraflops").values()
-    grid = np.unique(np.concatenate([np.geomspace(min(family), max(family), 100) for family in families]))
-    means = [np.maximum.accumulate([np.mean(known) for known in family.values()]) for family in families]
-    logs = [(np.log(grid), np.log(list(family)), mean) for family, mean in zip(families, means)]
-    best = np.nanmax([np.interp(*each, left=np.nan) for each in logs], axis=0)
-    ax.plot(grid, best, color=LIGHT.foreground, lw=1.6, zorder=1.5, label="dense, the best at each cost")
-    shown = ends[ends["width"].notna() | ends["model"].isin(list(styles))]
-    shown = shown.assign(kind=shown["model"].where(shown["model"].isin(list(styles)), OTHER_WIDTHS))
-    for kind, (color, _, marker) in styles.items():
-        runs = shown[shown["kind"] == kind].groupby(["model", "steps"])
-        x, known = runs["teraflops"].first(), runs["known"]
-        ax.vlines(x, known.min(), known.max(), color=color, lw=1.2, alpha=0.6)
-        ax.plot(x, known.mean(), marker, ls="-" if kind in mixtures else "", color=color, lw=1.4, ms=6, label=kind)
-    x, y = shown.groupby(["model", "steps"])[["teraflops", "known"]].mean().loc[arrow]
-    times = times_the_cost(ends, *arrow).width
-    ax.annotate("", (x * times, y), (x, y), arrowprops={"arrowstyle": "->", "color": LIGHT.foreground})
-    annotate(ax, f"{times:.1f}×", (x * times**0.5, y), (0, 8), ha="center", halo=LIGHT.background)
-    ax.grid(axis="y")
-    return name_over(log_axis(ax, "x"))
-
-
-def matched_widths(ends: pd.DataFrame, steps: int) -> Axes:
-    """Draw what dense models know after so many steps over their FFN width, and mixtures at their active width, each
-    joined to the width of the dense model that knows as much: the mean of the seeds, and their range.
-
-    ends: of `load_ends`, with mixtures of one active width, that of the narrowest dense model."""
-    rows = ends[ends["steps"] == steps]
-    dense, mixtures = rows[rows["width"].notna()].groupby("width")["known"], rows[rows["width"].isna()]
-    x = dense.mean().index / rows["width"].min()
-    ax = axes_for(7.6, 4.2, f"Memorised facts after {steps:,} steps, %", "FFN width, × active width of the MoE")
-    ax.vlines(x, dense.min(), dense.max(), color=LIGHT.foreground, lw=1.2)
-    ax.plot(x, dense.mean(), "s-", color=LIGHT.foreground, lw=1.6, ms=5, label="dense")
-    names = sorted(mixtures["model"].unique(), key=lambda name: int(name.partition("=")[2]))
-    for name, (color, _, marker) in model_styles(names).items():
-        known = mixtures[mixtures["model"] == name]["known"]
-        width = times_as_wide(ends, name, steps).width
-        ax.plot([1, width, width], [known.mean(), known.mean(), 0], ls=":", lw=1.4, color=color)
-        ax.vlines(1, known.min(), known.max(), color=color, lw=1.2)
-        ax.plot(1, known.mean(), marker, ls="", color=color, ms=7, label=name, clip_on=False, zorder=3)
-        annotate(ax, f"{width:.1f}×", (width, 0), (3, 4), halo=LIGHT.background)
-    ax.set_ylim(0, 104)
-    return name_over(log_axis(ax, "x", [1, 2, 3, 4, 6, 8], say="{:g}×".format))
-
-
-def width_curves(found: Mapping[str, pd.DataFrame], total: float) -> Axes:
-    """Draw the quality-matched width of a mixture over the steps of training, a line for each `width_over_steps` by its
-    name: the mean of the seeds, and the range of them all. total: the width of the parameter-matched baseline; what is
-    better than the widest dense model that was trained stands at the upper edge."""
-    widest = 1.15 * max(total, *(frame[np.isfinite(frame)].to_numpy()[:, 1:].max() for frame in found.values()))
-    ax = axes_for(7.6, 4.2, "Quality-matched width", "training steps", "FFN width of the dense model, × active width")
-    for (name, frame), ink in zip(found.items(), (3, 4, 5)):
-        color, dash, marker = LIGHT.lines[ink], style.DASHES[ink], style.MARKERS[ink]
-        width, low, high = (frame[column].clip(0.9, widest) for column in ("width", "low", "high"))
-        ax.fill_between(frame["step"], low, high, color=color, alpha=0.2, lw=0)
-        ax.plot(frame["step"], width, ls=dash, marker=marker, color=color, lw=1.8, ms=4, label=name)
-    for width, text in ((1, "FLOP-matched"), (total, "parameter-matched")):
-        ax.axhline(width, ls=":", lw=1, color=LIGHT.foreground)
-        annotate(ax, text, (frame["step"].max(), width), (0, 4), ha="right", halo=LIGHT.background)
-    ax.set_ylim(0.9, 1.2 * widest)
-    log_axis(ax, "y", [1, 2, 4, 8, 16], say="{:g}×".format)
-    return name_over(log_axis(ax, "x", [250, 500, 1000, 2000, 4000, 8000]))
-
-
-def rate_tolerance(results: pd.DataFrame) -> Axes:
-    """Draw the last loss of results with model, lr, seed, step, loss, diverged, where none did; a ring: the best."""
-    last = results.sort_values("step").groupby(["model", "lr", "seed"], sort=False).tail(1)
-    failed = ~np.isfinite(last["loss"]) | last["diverged"].eq(True)
-    last = last[~failed.groupby([last["model"], last["lr"]]).transform("any")]
-    ax = axes_for(8.4, 4, "Held-out loss against the learning rate", "learning rate", "loss (nats per byte)")
-    curves(ax, last, "lr", "loss")
-    for model, (color, _, _) in model_styles(last["model"].unique()).items():
-        best = last[last["model"] == model].groupby("lr").loss.mean().nsmallest(1)
-        ax.plot(best.index, best, "o", ms=12, mfc="none", mec=color, mew=1.5)
-    log_axis(ax, "y")
-    return name_over(log_axis(ax, "x", sorted(last["lr"].unique())))
+def width_rows(ours: pd.DataFrame, published: pd.DataFrame) -> Axes:
+    """Draw quality-matched widths, a row each: those of `width_over_size`, in their intervals, an arrow where one ends
+    beyond the dense models that were trained; and those of `published_pairs`."""
+    height = 1.4 + 0.4 * (len(ours) + len(published))
+    ax = axes_for(7.6, height, "Quality-matched width", "× the active width (published: × active parameters)")
+    names = [*(f"D = {d_model}" for d_model in ours.index), *(f"{name}, published" for name in published.index)]
+    for y, own in enumerate(ours.itertuples()):
+        low, width, high = np.clip([own.low, own.width, own.high], own.narrowest, own.widest)
+        ax.plot([low, high], [y, y], color=LIGHT.lines[0], lw=2)
+        shown = (low, "<", own.low == 0), (width, "o", 0 < own.width < np.inf), (high, ">", own.high == np.inf)
+        for x, marker, is_shown in shown:
+            ax.plot([x] * is_shown, [y] * is_shown, marker, color=LIGHT.lines[0], ms=8)
+        annotate(ax, f"{own.said} ×", (WIDEST, y), (14, 0))
+    for y, width in enumerate(published.width, len(ours)):
+        ax.plot(width, y, "D", color=LIGHT.lines[0], mfc=LIGHT.background, ms=8)
+        annotate(ax, f"{width:.2g} ×", (WIDEST, y), (14, 0))
+    for width, name, side in ((1, "FLOP-matched", "left"), (WIDEST, "parameter-matched (of ours)", "right")):
+        ax.axvline(width, ls=":", lw=1, color=LIGHT.foreground)
+        annotate(ax, name, (width, -0.6), (4 if side == "left" else -4, 0), ha=side, halo=LIGHT.background)
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlim=(0.9, 1.1 * WIDEST), ylim=(len(names) - 0.5, -0.9))
+    return log_axis(ax, "x", [1, 2, 3, 4, 6, 8], say="{:g}×".format)
 
 
 def seed_sweep(values, title: str, x_label: str, baseline: float, ax: Axes) -> Axes:

@@ -178,7 +178,8 @@ class TextTask:
     """Sequences of bytes, each from one domain, and for each byte the one that follows it.
 
     domains: some of `WRITERS` and `REAL_TEXTS`, or a dict of your own texts, by name. context: bytes in a sequence (T).
-    The end of each text is held out, and a sequence that occurs in it, at whatever position, is left out of training.
+    The end of each text is held out, `held_out_bytes` or a tenth of it, whichever is less, and a sequence that occurs
+    there, at whatever position, is left out of training.
 
     >>> x, y = TextTask(["english", "code"], context=32).batch(4, torch.Generator().manual_seed(0))
     >>> x.shape, bool((x[:, 1:] == y[:, :-1]).all())
@@ -187,12 +188,19 @@ class TextTask:
 
     vocab_size = 256  # every byte is a token
 
-    def __init__(self, domains: Iterable[str] | Mapping[str, str] = DOMAINS, context: int = 64, seed: int = 0):
+    def __init__(
+        self,
+        domains: Iterable[str] | Mapping[str, str] = DOMAINS,
+        context: int = 64,
+        seed: int = 0,
+        held_out_bytes: int = HELD_OUT_BYTES,
+    ):
         self.domains = (domains,) if isinstance(domains, str) else tuple(domains)
         if not self.domains or len(set(self.domains)) < len(self.domains):
             raise ValueError(f"domains must be one or more different names, got {self.domains}")
         self.context, self.seed = check_positive_int("context", context), seed
-        is_own, num_bytes = isinstance(domains, Mapping), TRAIN_BYTES + HELD_OUT_BYTES
+        check_positive_int("held_out_bytes", held_out_bytes)
+        is_own, num_bytes = isinstance(domains, Mapping), TRAIN_BYTES + held_out_bytes
         starts, self._held_out_starts = [], []
         texts, end = [], 0
         for name in self.domains:
@@ -203,7 +211,7 @@ class TextTask:
             else:
                 text = make_text(name, num_bytes, seed)
             text = text.encode()
-            num_held_out = min(len(text) // 10, HELD_OUT_BYTES)
+            num_held_out = min(len(text) // 10, held_out_bytes)
             if context >= num_held_out:
                 limit = f"{num_held_out}, the bytes of {name} that are held out"
                 raise ValueError(f"context must be below {limit}, got {context}")

@@ -1,4 +1,4 @@
-"""Training: a run and its knobs, settings in the plane and of facts, seeds side by side."""
+"""Training: a run and its knobs, settings in the plane, of facts and of a race, seeds side by side."""
 
 from moe_lessons.training.bands import SeedBand
 from moe_lessons.training.bars import bar, train
@@ -14,4 +14,5 @@ from moe_lessons.training.settings import (
     facts_runs,
     plane_model,
     plane_runs,
+    race_runs,
 )

@@ -1,4 +1,4 @@
-"""Settings of an MoE in the plane: what can be set, presets, balancing methods, models; and models for facts."""
+"""Settings of an MoE in the plane: what can be set, presets, balancing methods, models; models of facts and text."""
 
 import json
 from dataclasses import KW_ONLY, dataclass, replace
@@ -11,6 +11,7 @@ from moe_lessons.nn import LanguageModel, MoE, Routing, TransformerConfig, with_
 from moe_lessons.nn import routing as all_routers
 from moe_lessons.nn.seeding import seeded, torch_threads
 from moe_lessons.support.errors import check_choice, check_device, check_positive_int, check_top_k
+from moe_lessons.tasks import TextTask
 from moe_lessons.tasks.facts import Facts
 from moe_lessons.tasks.plane import NUM_CLASSES, PLANE_TASKS, PlaneClassifier, PlaneTask, read_points, spread_prototypes
 from moe_lessons.training.knobs import KNOBS, idle_with
@@ -144,7 +145,9 @@ def plane_runs(setting: PlaneSetting, seed: int = 0, block=None, device="cpu") -
 FACTS_CONFIG = TransformerConfig(
     Facts.vocab_size, d_model=32, num_layers=2, num_kv_heads=4, max_positions=Facts.context + 1, d_ff=32, num_experts=16
 )
-FACTS_LR = 3e-3  # safe for all three models in 200 steps; the sweep 'facts' has the best ones
+FACTS_LR = 3e-3  # safe for all three models in 200 steps
+RACE_CONFIG = TransformerConfig(d_model=64, num_layers=2, num_kv_heads=4, max_positions=64, d_ff=64, num_experts=16)
+RACE_LR = 3e-3  # of the three in the sweep `size_64_rates` the best for each model
 
 
 def facts_model(seed: int = 0, device="cpu", **sizes) -> LanguageModel:
@@ -168,3 +171,14 @@ def facts_runs(num_experts=16, top_k=2, num_entries=1000, seed=0, device="cpu") 
     """Make a mixture and its two dense baselines, which learn the same facts."""
     task, model = Facts(num_entries, seed), facts_model(seed, device, num_experts=num_experts, top_k=top_k)
     return {name: facts_run(model, task, seed) for name, model in with_baselines(model, seed).items()}
+
+
+def race_runs(seed=0, device="cpu") -> dict[str, Run]:
+    """Make a mixture and its two dense baselines, which learn the source code of Python's standard library."""
+    task, device = TextTask("source", context=RACE_CONFIG.max_positions, held_out_bytes=80_000), check_device(device)
+    with seeded(seed):
+        model = LanguageModel(RACE_CONFIG).to(device)
+    options = {"lr": RACE_LR, "batch_size": 16, "seed": seed, "warmup_steps": 20, "max_grad_norm": 1.0}
+    runs = {name: Run(each, task, **options) for name, each in with_baselines(model, seed).items()}
+    runs["MoE"].knobs.router_aux_loss_coef = 0.01
+    return runs

@@ -9,7 +9,7 @@ from moe_lessons.widgets.picture import Picture, draw_block
 from moe_lessons.widgets.playground import Playground
 from moe_lessons.widgets.recording import RoutersView, StreamView
 from moe_lessons.widgets.routing_lab import RoutingLab
-from moe_lessons.widgets.small_labs import CollapseLab, FactsLab
+from moe_lessons.widgets.small_labs import CollapseLab, FactsLab, RaceLab
 from moe_lessons.widgets.speedup_map import SpeedupMap
 
 prepare_kernel()

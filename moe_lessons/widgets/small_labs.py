@@ -1,5 +1,6 @@
-"""The smallest laboratories: a collapse, and memorised facts."""
+"""The smallest laboratories: a collapse, memorised facts, and a race by the clock."""
 
+import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -8,13 +9,14 @@ from torch import Tensor
 
 from moe_lessons.analysis.collapse import LEARNS, watched_run
 from moe_lessons.nn import dense_name, torch_threads
-from moe_lessons.plots.panels.compared import wall
-from moe_lessons.training import PRESETS, Run, facts_runs
+from moe_lessons.plots.panels.compared import held_out, wall
+from moe_lessons.training import PRESETS, Run, facts_runs, race_runs, step_together
 from moe_lessons.training.settings import FACTS_LR
 from moe_lessons.widgets.controls import TIPS
 from moe_lessons.widgets.laboratory import Lab
 from moe_lessons.widgets.spec import Spec
 
+READ_EVERY, NUM_READ = 25, 192  # steps of the largest model between two readings of a race, and sequences of one
 LEAST = 10  # entries that the baseline knows before the two are compared
 WALLS = tuple(partial(wall, place=place) for place in range(3))
 BESIDE = "facts known", "loss", "cost"
@@ -35,6 +37,7 @@ FACTS_LAB = Spec(
     first_x=100,
     has_chips=False,
 )
+RACE_LAB = Spec(title="A race by the clock", structural=("seed",), display=("x_axis",), has_chips=False)
 
 
 class CollapseLab(Lab):
@@ -106,3 +109,48 @@ class FactsLab(Lab):
 def steps_between(num_entries: int) -> int:
     """Say after how many steps all entries are read again."""
     return max(num_entries // 80, 5)
+
+
+class RaceLab(Lab):
+    """Train a mixture and its two dense baselines on source code for the same time, live, in turns. Each has its own
+    clock, which counts the processor's seconds in its steps alone. play, max_steps: steps of the largest model, see
+    `LiveRun`. device: see `Playground`.
+
+    >>> RaceLab(seed=3)
+    RaceLab(seed=3)
+    """
+
+    def __init__(self, *, seed: int = 0, play: int = 0, max_steps: int = 300, device: str = "cpu"):
+        values = {"seed": seed, "device": device, "x_axis": "seconds"}
+        panels = held_out, partial(held_out, x_axis="FLOPs")
+        super().__init__(RACE_LAB, values, panels, play=play, max_steps=max_steps, columns=2)
+
+    def make_runs(self, values: Mapping[str, Any]) -> dict[str, Run]:
+        """See `Lab`. `clocks` has the seconds of each model, `readings` its steps, seconds and held-out losses."""
+        runs = race_runs(values["seed"], values["device"])
+        self.clocks = dict.fromkeys(runs, 0.0)
+        self.readings: dict[str, list[tuple[int, float, float]]] = {name: [] for name in runs}
+        return runs
+
+    def train_one(self) -> None:
+        """Train the largest model by one step, and each other one until it has taken as long."""
+        *others, largest = self.runs
+        self._train(largest)
+        for name in others:
+            while self.clocks[name] < self.clocks[largest]:
+                self._train(name)
+        if self.step % READ_EVERY == 0:
+            self._read()
+
+    def _train(self, name: str) -> None:
+        clock = time.thread_time if self.state.values["device"] == "cpu" else time.perf_counter
+        start = clock()
+        step_together([self.runs[name]])
+        self.clocks[name] += clock() - start
+
+    def _read(self) -> None:
+        for name, run in self.runs.items():
+            self.readings[name].append((len(run.records), self.clocks[name], run.evaluate(NUM_READ)["loss"]))
+
+    def words(self) -> str:
+        return f"Each model has trained for as long as {list(self.runs)[-1]} needs for {self.step:,} steps."

@@ -10,7 +10,7 @@ import pandas as pd
 
 from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
 from moe_lessons.analysis.inference import Machine, union_law
-from moe_lessons.analysis.quality import QUALITY_TASKS, EffectiveWidth
+from moe_lessons.analysis.quality import EffectiveWidth
 from moe_lessons.analysis.roofline import (
     CACHE,
     EXPERTS,
@@ -25,7 +25,7 @@ from moe_lessons.analysis.roofline import (
     published_sizes,
     sizes_of,
 )
-from moe_lessons.analysis.speedup import edges_of, matched_width, published_points, speedups
+from moe_lessons.analysis.speedup import edges_of, published_points, speedups
 from moe_lessons.plots.costs import size_words
 from moe_lessons.plots.marks import Line, Panel, Points, Rule, Table
 from moe_lessons.plots.speeds import LAST, edge_lines, speedup_panel
@@ -36,9 +36,8 @@ from moe_lessons.widgets.picture import Picture
 
 ROWS = 4 * LAST + 1  # batch sizes that are drawn: four for each doubling
 EXPERT_STOPS = (2, 4, 8, 16, 32, 64, 128, 256)
-TASKS = (*QUALITY_TASKS, "none")
 OWN = "this machine"
-SETTINGS = ("num_experts", "top_k", "machine", "weights", "context_length", "task")
+SETTINGS = ("num_experts", "top_k", "machine", "weights", "context_length")
 Costs = dict[str, tuple[float, float]]  # bytes and FLOPs of each part
 
 
@@ -48,13 +47,13 @@ class SpeedupMap(Picture):
 
     model: of `MODEL_SHAPES` or `published_sizes`, or a `TransformerShape`; num_experts, top_k: in the place of its own.
     machine: of `machines()`, or a `Machine` as `measure_machine` returns. weights: of `WEIGHT_BYTES`. context_length:
-    tokens in the KV cache of each text. task: of `QUALITY_TASKS`, for the quality-matched width, or "none". width,
-    batch_size: the place that is read out. measured: (width, batch size, speedup) of points, as `Measured.points`."""
+    tokens in the KV cache of each text. width, batch_size: the place that is read out. matched: the quality-matched
+    width, with its interval. measured: (width, batch size, speedup) of points, as `Measured.points`."""
 
     def __init__(
         self, model: str | TransformerShape = "Mixtral 8x7B", *, num_experts: int | None = None,
         top_k: int | None = None, machine: str | Machine = "NVIDIA H100 SXM", weights: str = "bfloat16",
-        context_length: int = 0, task: str = "source", width: float = 4.0, batch_size: int = 1,
+        context_length: int = 0, width: float = 4.0, batch_size: int = 1, matched: EffectiveWidth | None = None,
         measured: Sequence[tuple[float, int, float]] = (),
     ):  # fmt: skip
         self.model, self.start = model, mixture_sizes(model)
@@ -62,20 +61,20 @@ class SpeedupMap(Picture):
         self.machines, self.own, machine = machine_rows(machine)
         E, K = num_experts or group.num_experts, group.top_k if top_k is None else top_k
         given = {"num_experts": E, "top_k": K, "machine": machine, "weights": weights}
-        given |= {"context_length": context_length, "task": task}
+        given |= {"context_length": context_length}
         self.start.with_experts(E, K)  # refuses what cannot be
         check_choice("machine", machine, self.machines.index)
         check_choice("weights", weights, WEIGHT_BYTES)
-        check_choice("task", task, TASKS)
         check_whole("context_length", context_length, 0, 2**20)
-        stops = {"num_experts": EXPERT_STOPS, "top_k": range(1, E + 1), "task": TASKS}
+        stops = {"num_experts": EXPERT_STOPS, "top_k": range(1, E + 1)}
         stops |= {"machine": tuple(self.machines.index), "weights": tuple(WEIGHT_BYTES)}
         self.inputs = {name: control(name, stops.get(name)) for name in SETTINGS}
         for name, value in given.items():
             move(self.inputs[name], value)
-        self.inputs["task"].tooltip = "On what the dense model of the same quality was measured"
         self.first = self.settings
-        self.measured = tuple(check_point(point) for point in measured)
+        if not isinstance(matched, EffectiveWidth | None):
+            raise ValueError(f"matched must be an EffectiveWidth or None, got {matched!r}")
+        self.matched, self.measured = matched, tuple(check_point(point) for point in measured)
         self.width = check_number("width", width, minimum=1)
         self.batch = check_positive_int("batch_size", batch_size, most=2**LAST)
         for name, widget in self.inputs.items():
@@ -116,8 +115,12 @@ class SpeedupMap(Picture):
 
     def published(self) -> list[tuple[float, int, float, str]]:
         """Give the points of others that belong here: of this mixture as it was published."""
-        same = all(self.settings[name] == self.first[name] for name in ("num_experts", "top_k"))
-        return published_points(self.model) if same and isinstance(self.model, str) else []
+        return published_points(self.model) if self.is_as_made and isinstance(self.model, str) else []
+
+    @property
+    def is_as_made(self) -> bool:
+        """Return whether the mixture has the experts with which the view was made."""
+        return all(self.settings[name] == self.first[name] for name in ("num_experts", "top_k"))
 
     def grid(self) -> tuple[np.ndarray, np.ndarray]:
         """Give the widths and the batch sizes, the largest first, of the places that can be pointed at."""
@@ -158,12 +161,11 @@ class SpeedupMap(Picture):
 
     def marks(self) -> list[Line | Points | Rule]:
         """What stands on the map: the two edges, the quality-matched width, the end of memory, and points."""
-        found, texts, marks = self.band(), self.texts(), edge_lines(self.edges, self.top)
-        if found:
-            ends = [min(max(end, 1), found.family[1]) for end in (found.width, found.low, found.high)]
-            name = f"quality-matched width, {self.inputs['task'].value}: {found}"
-            marks += [Rule(ends[0], name=name), Rule(ends[1], kind="even", name="lowest and highest seed")]
-            marks.append(Rule(ends[2], kind="even"))
+        texts, marks = self.texts(), edge_lines(self.edges, self.top)
+        if (found := self.matched) and self.is_as_made:
+            width, low, high = (min(max(end, 1), self.top) for end in (found.width, found.low, found.high))
+            marks.append(Rule(width, name=f"quality-matched width: {found}"))
+            marks += [Rule(low, kind="even", name="its 95 % interval"), Rule(high, kind="even")]
         if texts is not None and 1 <= texts < 2**LAST:
             marks.append(Rule(y=float(np.log2(texts)), kind="limit", name=f"memory is full: {texts:,} sequences"))
         if points := self.published():
@@ -174,10 +176,6 @@ class SpeedupMap(Picture):
     def edges(self, width: float) -> tuple[float, float] | None:
         """The batch sizes between which the MoE is slower than a dense model of this width, by `speedup.edges`."""
         return edges_of(self.sizes, width, self.roof, self.inputs["weights"].value)
-
-    def band(self) -> EffectiveWidth | None:
-        """The `EffectiveWidth` of the mixture in multiples of its active width, where it is measured."""
-        return matched_width(*(self.inputs[name].value for name in ("task", "num_experts", "top_k")))
 
     def texts(self) -> int | None:
         """How many texts fit beside the weights of the mixture; None where that is not known or there is no cache."""
@@ -193,8 +191,7 @@ class SpeedupMap(Picture):
 
     def shown(self) -> tuple[tuple[float, int, float], ...]:
         """The measured points, while the settings are those at which the view was made."""
-        settings = self.settings | {"task": self.first["task"]}
-        return self.measured if settings == self.first else ()
+        return self.measured if self.settings == self.first else ()
 
     def errors(self) -> list[float]:
         """By which factor the roofline is off at each measured point."""
@@ -233,7 +230,7 @@ class SpeedupMap(Picture):
         return Table(names, tuple(rows), tuple(rows.values()), model_inks(names))
 
     def sentence(self) -> str:
-        E, K, machine, *_, task = self.settings.values()
+        E, K, machine, *_ = self.settings.values()
         batch, width = self.batch, self.width
         moe, dense = self.costs(width, batch)
         speedup, touched = seconds(dense, self.roof) / seconds(moe, self.roof), union_law(E, K, batch)
@@ -245,13 +242,12 @@ class SpeedupMap(Picture):
             ("memory", "compute"): f"The dense FFN is compute-bound, the MoE memory-bound: {loads}",
         }.get(kinds, f"Both are compute-bound: a token costs the MoE {K} experts, the dense model {width * K:.3g}")
         cache = part_seconds(moe, self.roof)[CACHE] / seconds(moe, self.roof)
-        found, place = self.band(), machine if machine == OWN else f"one {machine}"
+        place = machine if machine == OWN else f"one {machine}"
         said = [
             f"By the roofline of {place}, at batch size {batch:,}: an MoE of {E} experts, top-{K}, has a speedup of "
             f"{speedup:.2f} over a dense model of {width:g} × its active width. {why}.",
             f"The KV cache, which both have, takes {cache:.0%} of its step." if cache > 0.1 else "",
-            f"Quality-matched width for {task}, measured on small models: {found} ×."
-            if found else f"The quality-matched width of {E} experts, top-{K}, is not measured." * (task != "none"),
+            f"Quality-matched width: {self.matched} ×." if self.matched and self.is_as_made else "",
             self.unfit(),
         ]  # fmt: skip
         return " ".join(filter(None, said))
@@ -259,7 +255,7 @@ class SpeedupMap(Picture):
     def __repr__(self) -> str:
         given = self.settings | ({"machine": self.own} if self.settings["machine"] == OWN else {})
         given |= {"width": self.width, "batch_size": self.batch}
-        given |= {"measured": self.measured} if self.measured else {}
+        given |= {name: getattr(self, name) for name in ("matched", "measured") if getattr(self, name)}
         return f"SpeedupMap({self.model!r}, {', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
 

@@ -17,7 +17,7 @@ VIEWS = (
     "CoursePage()",
     "interview = Interview()\ninterview.answer.value = 'Because.'\ninterview.show.click()\ninterview",
     "from moe_lessons.course.interview import sources\nfrom IPython.display import Markdown\n"
-    "Markdown(sources('It is faster [05: more-experts-more-facts], in words [04].'))",
+    "Markdown(sources('It is faster [05: most-of-the-memory-waits], in words [04].'))",
     "from moe_lessons.exercises import new_bias\nnew_bias.check(None)",
     "new_bias.hint()",
     "new_bias.solution()",

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from moe_lessons import exercises, nn
-from moe_lessons.analysis import effective_width, flops_per_token
+from moe_lessons.analysis import flops_per_token
 from moe_lessons.analysis.speedup import edges
 from moe_lessons.exercises.lesson_09 import TRIED_TOKENS, causality_cases
 from moe_lessons.nn import Routing, SigmoidRouter, seeded
@@ -92,6 +92,12 @@ class InAnotherWay:
         good = (size / 0.8 <= memory) & ~((lower <= sequences) & (sequences <= upper))
         return int(good.argmax()) if good.any() else -1
 
+    def matched_widths(widths, dense, moe):
+        places = np.geomspace(widths[0], widths[-1], 200_001)
+        good = [np.interp(np.log(places), np.log(widths), own) <= goal for own, goal in zip(dense, moe)]
+        return [places[own.argmax()] if own.any() else math.inf for own in good]
+
+
 
 RIGHT = [
     *((name, answer) for name, answer in vars(InAnotherWay).items() if name[0] != "_"),
@@ -102,7 +108,6 @@ RIGHT = [
     ("causality", by_change(lambda x, t: x[:t])),
     ("causality", lambda layer, x: np.bool_(exercises.causality.answer(layer, x))),
     ("two_edges", edges),
-    ("matched_width", lambda w, q, goal: effective_width({n: [own] for n, own in zip(w, q)}, [goal]).width),
 ]
 
 

@@ -126,54 +126,15 @@ def test_each_cell_says_what_a_rank_sends_and_the_title_how_much_the_busiest_get
         assert times in ax.get_title(loc="left")
 
 
-def test_the_front_has_its_points_and_the_best_dense_model_for_the_cost():
-    rows = [
-        ("dense, 1×", 1, 10, 1.0, 20),
-        ("dense, 1×", 1, 20, 2.0, 30),
-        ("dense, 2×", 2, 10, 2.0, 40),
-        ("dense, 2×", 2, 20, 4.0, 35),
-        ("dense, 8×", 8, 10, 8.0, 80),
-        ("MoE, E=4", None, 10, 1.0, 60),
-    ]
-    ends = pd.DataFrame(rows, columns=["model", "width", "steps", "flops", "known"]).assign(seed=1)
-    ax = sweeps.front(ends.assign(teraflops=ends.flops), ("MoE, E=4", 10))
-    at_ends = np.interp([0.99, 1, 2, 4, 8], *lines(ax)["dense, the best at each cost"].T, left=np.nan)
-    np.testing.assert_allclose(at_ends, [np.nan, 20, 40, 60, 80], rtol=1e-3)  # 4 is half-way by its logarithm
-    np.testing.assert_allclose(lines(ax)["MoE, E=4"], [(1, 60)])
-    assert [text.get_text() for text in ax.texts] == ["", "4.0×"]
-
-
-def test_a_mixture_stands_at_its_active_width_and_leads_to_the_dense_model_that_knows_as_much():
-    rows = [("dense, 1×", 1, 10, 20), ("dense, 4×", 4, 10, 60), ("MoE, E=4", None, 10, 40)]
-    ax = sweeps.matched_widths(pd.DataFrame(rows, columns=["model", "width", "steps", "known"]).assign(seed=1), 10)
-    np.testing.assert_allclose(lines(ax)["dense"], [(1, 20), (4, 60)])
-    np.testing.assert_allclose(lines(ax)["MoE, E=4"], [(1, 40)])
-    (way,) = [line.get_xydata() for line in ax.lines if len(line.get_xydata()) == 3]
-    np.testing.assert_allclose(way, [(1, 40), (2, 40), (2, 0)])  # half-way over the logarithm of the width
-
-
-def test_curves_of_widths_have_the_range_of_the_seeds():
-    frame = pd.DataFrame({"step": [250, 500, 1000], "width": [0, 2, 4], "low": [0, 1.5, 3], "high": [1.2, 3, np.inf]})
-    ax = sweeps.width_curves({"prose": frame, "source": frame.assign(width=np.inf)}, 8)
-    np.testing.assert_allclose(lines(ax)["prose"], [(250, 0.9), (500, 2), (1000, 4)])
-    np.testing.assert_allclose(lines(ax)["source"][:, 1], 1.15 * 8)  # better than the widest: at the upper edge
-    np.testing.assert_allclose(band(ax), [(0.9, 1.2), (1.5, 3), (3, 9.2)])
-
-
-@pytest.mark.parametrize("bad", [{}, {"loss": np.nan}, {"diverged": True}])
-def test_loss_against_the_learning_rate_and_the_best_one_without_rates_at_which_a_run_diverged(bad):
-    rows = product(("MoE", "dense, 1×"), (0.1, 0.001, 0.01), (0, 1))
-    rates = pd.DataFrame(rows, columns=["model", "lr", "seed"]).assign(step=2, diverged=False)
-    rates["loss"] = 1 + (np.log10(rates.lr) + 2) ** 2 + 0.1 * rates.seed + 0.2 * (rates.model != "MoE")
-    frame = pd.concat([rates, rates.assign(step=1, loss=9.0)])  # the last measurement counts
-    failed = (frame.model == "MoE") & (frame.lr == 0.01) & (frame.seed == 1) & (frame.step == 2)
-    frame.loc[failed, list(bad)] = list(bad.values())
-    ax = sweeps.rate_tolerance(frame)
-    left = [(0.001, 2.05), (0.01, 1.05), (0.1, 2.05)][:: 2 if bad else 1]
-    np.testing.assert_allclose(lines(ax)["MoE"], left)
-    np.testing.assert_allclose(band(ax), [(y - 0.05, y + 0.05) for _, y in left])
-    rings = [line.get_xydata()[0] for line in ax.lines if line.get_label().startswith("_")]
-    np.testing.assert_allclose(rings, [(0.001, 2.05) if bad else (0.01, 1.05), (0.01, 1.25)])
+def test_quality_matched_widths_in_their_intervals_with_an_arrow_where_they_end_beyond_what_was_trained():
+    ours = pd.DataFrame(
+        [(2, 1.5, 3, 1, 8, "2 (1.5 to 3)"), (np.inf, 3, np.inf, 1, 4, "above 4 (3 to above 4)")],
+        columns=["width", "low", "high", "narrowest", "widest", "said"], index=[64, 128],
+    )  # fmt: skip
+    ax = sweeps.width_rows(ours, pd.DataFrame({"width": [2.5]}, index=["theirs"]))
+    drawn = [line.get_xydata().tolist() for line in ax.lines if len(line.get_xydata())]
+    assert drawn[:5] == [[[1.5, 0], [3, 0]], [[2, 0]], [[3, 1], [4, 1]], [[4, 1]], [[2.5, 2]]]
+    assert [line.get_marker() for line in ax.lines if len(line.get_xydata()) == 1] == ["o", ">", "D"]
 
 
 def test_published_speeds_beside_what_was_promised():

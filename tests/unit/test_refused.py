@@ -107,7 +107,7 @@ SHOWN = [
     (lambda value: Answer(value), "length", "one hour"),
     (lambda value: Prediction("How many?", ("all", "one")).compare(value), "outcome", "none"),
     *((lambda value, name=name: SpeedupMap(**{name: value}), name, bad) for name, bad in {
-        "model": "GPT-4", "top_k": 9, "num_experts": 2.5, "machine": "abacus", "weights": "int3", "task": "chess",
+        "model": "GPT-4", "top_k": 9, "num_experts": 2.5, "machine": "abacus", "weights": "int3", "matched": 3.0,
         "context_length": -1, "width": 0.5, "batch_size": 5000,
     }.items()),
     (lambda value: SpeedupMap(measured=[value]), "measured", (1, 2)),

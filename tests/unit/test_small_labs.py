@@ -8,7 +8,7 @@ from live_tools import mark
 from moe_lessons.plots.marks import Bars, Cells, Lamps, Line
 from moe_lessons.plots.theme import model_inks
 from moe_lessons.training import facts_runs, train
-from moe_lessons.widgets import CollapseLab, FactsLab, RoutersView
+from moe_lessons.widgets import CollapseLab, FactsLab, RaceLab, RoutersView, small_labs
 
 
 def test_a_collapse_shows_the_load_of_the_clean_router_until_it_trains():
@@ -54,6 +54,36 @@ def test_the_lamps_are_those_of_the_last_step():
     assert lab.step == 0 and [step for step, _ in lab.readings] == [0]
     (lamps,), low = lab.canvas.panels[0].marks, lab.canvas.panels[0].y.low  # there is room for all, and no row too many
     assert len(lamps.lit) == 1000 and lamps.columns * low >= 1000 > lamps.columns * (low - 1)
+
+
+def test_a_race_gives_each_model_the_time_of_the_largest(monkeypatch):
+    ticks = iter(range(10**6))
+    cost = {"MoE": 2, "dense, 1×": 1, "dense, 8×": 5}
+    monkeypatch.setattr(small_labs, "READ_EVERY", 2)
+    lab = RaceLab(seed=1)
+    name_of = {id(run): name for name, run in lab.runs.items()}
+
+    def step(runs, *_):
+        (run,) = runs
+        run.step()
+        for _ in range(cost[name_of[id(run)]] - 1):
+            next(ticks)
+
+    monkeypatch.setattr(small_labs, "step_together", step)
+    monkeypatch.setattr(small_labs.time, "thread_time", lambda: float(next(ticks)))
+    lab.advance(2)
+    assert lab.step == 2 and lab.clocks == {"MoE": 10, "dense, 1×": 10, "dense, 8×": 10}
+    assert [len(run.records) for run in lab.runs.values()] == [5, 10, 2]
+    for place, (name, run) in enumerate(lab.runs.items()):
+        loss = run.evaluate(small_labs.NUM_READ)["loss"]
+        assert lab.readings[name] == [(len(run.records), 10, pytest.approx(loss))]
+        assert mark(lab, 0, Line, place).x.tolist() == [10] and mark(lab, 0, Line, place).y[0] == pytest.approx(loss)
+    work = [mark(lab, 1, Line, place).x[0] / len(run.records) for place, run in enumerate(lab.runs.values())]
+    assert work[1] < work[0] < 1.05 * work[1] and work[2] > 3 * work[0]
+    lab.set(x_axis="steps")
+    assert [mark(lab, 0, Line, place).x.tolist() for place in range(3)] == [[5], [10], [2]]
+    lab.set(seed=2)
+    assert not any(lab.readings.values()) and not any(lab.clocks.values()) and lab.step == 0
 
 
 def test_a_view_of_routers_shows_the_layers_in_shares_of_each_row():

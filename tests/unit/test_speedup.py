@@ -1,14 +1,15 @@
 """The speedup map: its roofline against plain numpy, its lines, what it measures, what the view shows."""
 
+import math
 from dataclasses import astuple
 
 import numpy as np
 import pytest
 
-from moe_lessons.analysis import Machine, TransformerShape, speedup
+from moe_lessons.analysis import EffectiveWidth, Machine, TransformerShape, speedup
 from moe_lessons.analysis.inference import PROMPT, measure_machine, union_law
 from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, machine_for, machines, published_sizes, sizes_of
-from moe_lessons.analysis.speedup import edges, edges_of, matched_width, measure_speedups, published_points, speedups
+from moe_lessons.analysis.speedup import edges, edges_of, measure_speedups, published_points, speedups
 from moe_lessons.nn import LanguageModel, TransformerConfig, dense_baseline
 from moe_lessons.plots.marks import Boxes, Heat, Line, Points, Rule
 from moe_lessons.plots.speeds import LEVELS
@@ -111,9 +112,7 @@ def test_what_is_measured_stands_beside_the_roofline_of_the_machine(monkeypatch)
         measure_speedups({"MoE": LanguageModel(config(moe_layers=(0,)))}, (1,))
 
 
-def test_widths_that_are_measured_and_points_of_others():
-    assert matched_width("facts", 16, 2).width > 3
-    assert matched_width("facts", 16, 4) is None and matched_width("facts", 64, 2) is None
+def test_points_of_others():
     assert published_points("Mixtral 8x7B") == []  # its rows have no batch size
     (small, _, slow, _), (large, batch, fast, name) = published_points("Qwen3-30B-A3B")
     ffn = 3 * 2048 * 768 * 8 * 48 / 1e9
@@ -157,6 +156,16 @@ def test_measured_numbers_have_room_at_the_edges_and_no_name_of_a_line_lies_on_t
     assert panel.x.low < 1 and panel.x.high > 8
     lines, said = (np.reshape(own.places, (-1, 4))[:, :2] for own in panel.marks if isinstance(own, Boxes))
     assert len(lines) > 6 and (np.abs(lines[:, None] - said) > (0.3, 0.45)).any(axis=-1).all()
+
+
+def test_the_quality_matched_width_is_on_the_map_while_the_mixture_has_its_experts():
+    for high, x, said in ((3.0, 3, "2 (1.5 to 3)"), (math.inf, 8, "2 (1.5 to above 8)")):
+        view = a_map(matched=EffectiveWidth(2.0, 1.5, high, 1, 8))
+        rules = [mark for mark in view.panels()[0].marks if isinstance(mark, Rule)]
+        assert [rule.x for rule in rules] == [2, 1.5, x] and rules[0].name.endswith(said)
+        assert f"{said} ×" in view.sentence()
+    view.inputs["top_k"].value = 4
+    assert not any(isinstance(one, Rule) for one in view.panels()[0].marks)
 
 
 def test_a_click_reads_out_its_place_and_anything_else_is_ignored():

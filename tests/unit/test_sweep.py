@@ -10,27 +10,27 @@ import pytest
 
 from data import make_collapse_map, make_plane_sweeps
 from data import make_sweeps as sweep
-from data.make_sweeps import TEXT
 from moe_lessons.analysis import count_parameters, flops_per_token, load_results, results
 from moe_lessons.support import data as datafiles
 from moe_lessons.training import PRESETS, Run, SeedBand, TrainingDiverged, train
 
+TEXT = sweep.Study({"domains": ["english", "code"]}, sweep.REAL_SIZES | {"max_positions": 64})
 SHORT = {"steps": 4, "warmup_steps": 1, "decay_steps": 4, "measurements": 2, "batch_size": 2, "held_out": 6}
-TINY = sweep.Sweep(TEXT, {"dense, 1×": (0.01,), "MoE, E=4": (0.01, 0.02)}, range(1), **SHORT)
-TABLE = [("dense, 1×", 0.01, 0), ("MoE, E=4", 0.01, 0), ("MoE, E=4", 0.02, 0)]
+TINY = sweep.Sweep(TEXT, {"dense, 1×": (0.01,), "MoE": (0.01, 0.02)}, range(1), **SHORT)
+TABLE = [("dense, 1×", 0.01, 0), ("MoE", 0.01, 0), ("MoE", 0.02, 0)]
 
 
 @pytest.fixture
 def path(monkeypatch, tmp_path):
-    """Where the sweep `capacity` is stored and read, which is now a tiny one."""
-    monkeypatch.setitem(sweep.SWEEPS, "capacity", TINY)
+    """Where the sweep `source` is stored and read, which is now a tiny one."""
+    monkeypatch.setitem(sweep.SWEEPS, "source", TINY)
     monkeypatch.setattr(datafiles, "FOLDER", tmp_path)
     (tmp_path / "results").mkdir()
-    return tmp_path / "results" / "capacity.jsonl"
+    return tmp_path / "results" / "source.jsonl"
 
 
 def run_sweep(path, *more: str) -> None:
-    sweep.main(["capacity", "--output", str(path.parent), *more])
+    sweep.main(["source", "--output", str(path.parent), *more])
 
 
 def rows(path) -> list[dict]:
@@ -48,21 +48,21 @@ def losses(path) -> list[tuple]:
 def test_what_is_stored_is_what_the_loop_gives_and_is_read_as_a_table(path):
     run_sweep(path)
     header, *stored = rows(path)
-    assert header == TINY.header("capacity") and [sweep.run_of(run) for run in stored] == TABLE
-    row, model = stored[2], TEXT.make_model("MoE, E=4", 0)
+    assert header == TINY.header("source") and [sweep.run_of(run) for run in stored] == TABLE
+    row, model = stored[2], TEXT.make_model("MoE", 0)
     run = Run(model, TEXT.text, lr=0.02, seed=0, batch_size=2, warmup_steps=1, decay_steps=4, max_grad_norm=1.0)
     run.knobs.router_aux_loss_coef = 0.01
     found = {step: run.evaluate(6)["loss"] for step in range(1, 5) if run.step()}
     assert row["step"] == [2, 4] and row["loss"] == pytest.approx([found[2], found[4]], abs=1e-5)
     assert row["flops_per_step"] == 2 * 64 * flops_per_token(model, training=True) and not row["diverged"]
-    frame = load_results("capacity")
+    frame = load_results("source")
     assert frame.step.tolist() == [2, 4] * 3 and frame.loss.tolist() == [x for run in stored for x in run["loss"]]
     assert frame.flops[1] == 2 * frame.flops[0] == 4 * stored[0]["flops_per_step"]
     write(path, header, *(row | {"seed": seed} for seed in (3, 1, 2)))
-    assert load_results("capacity").seed.tolist() == [1, 1, 2, 2, 3, 3]  # paired by their order, as in effective_width
+    assert load_results("source").seed.tolist() == [1, 1, 2, 2, 3, 3]  # paired by their order, as in effective_width
     write(path, header)
     with pytest.raises(ValueError, match="must hold at least one run"):
-        load_results("capacity")
+        load_results("source")
 
 
 def test_a_run_that_diverges_is_stored_as_far_as_it_came_with_its_spikes(monkeypatch):
@@ -80,16 +80,14 @@ def test_a_run_that_diverges_is_stored_as_far_as_it_came_with_its_spikes(monkeyp
     assert row["diverged"] and row["step"] == list(range(2, 25, 2)) and row["spikes"] == 2
 
 
-@pytest.mark.parametrize("of", ["capacity", "book_8000_3000", "source"])
+@pytest.mark.parametrize("of", ["source", "source_dead", "size_64"])
 def test_the_models_are_what_their_names_say(of):
     study = sweep.SWEEPS[of].study
-    active, moe = (count_parameters(study.make_model(name)) for name in ("dense, 1×", f"MoE, E={study.num_experts}"))
+    active, moe = (count_parameters(study.make_model(name)) for name in ("dense, 1×", "MoE"))
     L, D, F, K = (study.sizes[key] for key in ("num_layers", "d_model", "d_ff", "top_k"))
-    total = f"dense, {study.num_experts // K}×"
-    assert count_parameters(study.make_model(total)).total == moe.total - L * D * study.num_experts  # no router
-    assert active.total == moe.active - L * D * study.num_experts
-    wide = count_parameters(study.make_model("dense, 1.5×"))
-    assert wide.total == wide.active == active.total + L * 3 * D * K * F // 2
+    assert active.total == moe.active - L * D * study.num_experts  # no router
+    wide = count_parameters(study.make_model("dense, 4×"))
+    assert wide.total == wide.active == active.total + L * 3 * D * 3 * K * F
 
 
 def test_what_is_stored_belongs_to_the_sweeps_of_the_code():
@@ -145,9 +143,9 @@ def test_two_processes_and_a_dask_cluster_of_two_workers_give_the_numbers_of_one
     "arguments, text, said",
     [
         (["rats"], "", "NAME must be one of .*got 'rats'"),
-        (["capacity", "--jobs", "0"], "", "jobs must be a whole number.*got 0"),
-        (["capacity"], json.dumps(TINY.of(2).header("capacity")) + "\n", "'steps': 2.*: move it away"),
-        (["capacity"], "not JSON\n", "must have a JSON object on each line, got on line 1"),
+        (["source", "--jobs", "0"], "", "jobs must be a whole number.*got 0"),
+        (["source"], json.dumps(TINY.of(2).header("source")) + "\n", "'steps': 2.*: move it away"),
+        (["source"], "not JSON\n", "must have a JSON object on each line, got on line 1"),
     ],
 )
 def test_what_cannot_be_is_refused_and_the_file_is_left_alone(arguments, text, said, path, capsys):

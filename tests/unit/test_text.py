@@ -90,12 +90,12 @@ def test_a_batch_has_sequences_of_each_domain_and_none_reaches_into_the_next():
     assert (found.sum(dim=1) == 1).all() and (found.sum(dim=0) > 70).all()
 
 
-@pytest.mark.parametrize("domain, context", [("greek", 64), ("code", 10)])
-def test_training_and_held_out_share_no_sequence_and_nothing_else_is_left_out(domain, context):
-    task = TextTask([domain], context)
-    text = make_text(domain, 220_000).encode()
+@pytest.mark.parametrize("domain, context, size", [("greek", 64, HELD_OUT_BYTES), ("code", 10, 8_000)])
+def test_training_and_held_out_share_no_sequence_and_nothing_else_is_left_out(domain, context, size):
+    task = TextTask([domain], context, held_out_bytes=size)
+    text = make_text(domain, 200_000 + size).encode()
     assert bytes(task._bytes.tolist()) == text
-    train, end = text[:-HELD_OUT_BYTES], text[-HELD_OUT_BYTES:]
+    train, end = text[:-size], text[-size:]
     held_out = {end[i : i + context] for i in range(len(end) - context + 1)}
     usable = [i for i in range(len(train) - context)
               if train[i : i + context] not in held_out and train[i + 1 : i + 1 + context] not in held_out]  # fmt: skip

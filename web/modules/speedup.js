@@ -146,21 +146,10 @@ export function panelOf(manifest, values) {
   const [titles, says] = [0, 1].map((at) => tooltips.map((one) => one[at]));
   Object.assign(heat, { titles, says, columns: across.length });
   panel.x.high = top;
-  const found = K === 2 && manifest.widths[values.task]?.[E];
-  const rule = (x, style, name = "", y = null) => ({ mark: "Rule", x, y, kind: style, name });
-  const named = found && `quality-matched width, ${values.task}: ${found[3]}`;
-  if (found) {
-    const [width, low, high] = found;
-    panel.marks.push(
-      rule(width, "dash", named),
-      rule(low, "even", "lowest and highest seed"),
-      rule(high, "even"),
-    );
-  }
   const { trouble = "", sequences } = roomFor(model, setting, memory);
   if (sequences >= 1 && sequences < 2 ** manifest.last) {
     const text = `memory is full: ${sequences.toLocaleString("en")} sequences`;
-    panel.marks.push(rule(null, "limit", text, Math.log2(sequences)));
+    panel.marks.push({ mark: "Rule", x: null, y: Math.log2(sequences), kind: "limit", name: text });
   }
   const edges = edgeLines(manifest, (width) => edgesOf(model, setting, roof, width), top, panel.marks.length);
   panel.marks.push(...edges.marks);
@@ -177,8 +166,7 @@ export function panelOf(manifest, values) {
     [words.expert.slot]: ["i4", [labels.length], none],
     [words.token.slot]: ["i4", [labels.length], none],
   };
-  const why = found ? "" : `The quality-matched width of ${E} experts, top-${K}, is not measured.`;
-  return { panel, arrays, words: why, trouble };
+  return { panel, arrays, trouble };
 }
 
 // The settings that an address asks for, and why it cannot be read.
@@ -223,14 +211,14 @@ export default async function show(place) {
   canvas.render({ el: view, model });
   function draw() {
     values.top_k = clamp(values.top_k, 1, values.num_experts);
-    const { panel, arrays, words, trouble: unfit } = panelOf(manifest, values);
+    const { panel, arrays, trouble: unfit } = panelOf(manifest, values);
     names.forEach((name, i) => {
       const fits = ([, value]) => name !== "top_k" || value <= values.num_experts;
       controls[i].show(values[name], manifest.controls[name].stops.filter(fits));
     });
     const { slots, data } = pack(arrays);
     const colors = frame ? undefined : manifest.colors;
-    const seen = { count: 1, experts: 0, words, trouble: unfit };
+    const seen = { count: 1, experts: 0, words: "", trouble: unfit };
     hear({ frame: ++frame, colors, panels: { 0: panel }, slots, words: seen }, [new DataView(data)]);
     place.say(trouble);
     if (!trouble) place.keep(String(new URLSearchParams(values)));

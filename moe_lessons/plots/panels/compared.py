@@ -60,6 +60,20 @@ def facts_known(view) -> Panel:
     return Panel("Memorised facts", lines, x, Axis(0, len(view.main_run.task.entries)))
 
 
+def held_out(view, x_axis: str = "") -> Panel:
+    """Show the held-out losses that a race has read. x_axis: of `X_AXES`; if empty, what the view's control says."""
+    x_axis = x_axis or view.state.x_axis
+    lines = []
+    for name, ink in zip(view.runs, model_inks(view.runs)):
+        steps, seconds, losses = np.reshape(view.readings[name], (-1, 3)).T
+        x = seconds if x_axis == "seconds" else spent(view.runs[name], x_axis, steps)
+        lines.append(Line(as_array(x, "f4"), as_array(losses, "f4"), name, ink))
+    reach = max((float(line.x[-1]) for line in lines if len(line.x)), default=0.0)
+    read = [float(loss) for line in lines for loss in line.y] or [1.0, 3.0]
+    x = spent_axis(x_axis, reach, {"steps": 400, "FLOPs": 3e11, "seconds": 8}[x_axis])
+    return Panel("Held-out loss (nats per byte)", lines, x, Axis(math.floor(2 * min(read)) / 2, max(read)))
+
+
 def wall_panel(name: str, known, entries, ink: int) -> Panel:
     """Show a square for each of the entries, coloured where the model of this name has memorised it: known (N,)."""
     known = as_array(known, "u1")
