@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from moe_lessons.analysis.traces import known_share, mutual_information, shuffled_counts
+from moe_lessons.analysis.traces import mutual_information, shuffled_counts
 
 HERE, LAYERS = Path(__file__).parent, (0, 7, 15)
 MODELS = {"mistral": (8, 2), "olmoe": (64, 8)}  # their name in the folder: E, K
@@ -71,7 +71,6 @@ def tokens(folder: Path) -> pd.DataFrame:
                 ("token_given_domain", kept.T, np.stack([shuffled_counts(own.T) for own in kept], axis=2)),
             ):
                 row[name], row[f"{name}_shuffled"] = mutual_information(counts), mutual_information(control)
-                row[f"{name}_share"] = known_share(counts, top_k)
             rows.append(row)
     return pd.DataFrame(rows)
 

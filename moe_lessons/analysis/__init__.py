@@ -8,13 +8,13 @@ from moe_lessons.analysis.results import load_results
 from moe_lessons.analysis.timing import Ratio, paired_ratio
 from moe_lessons.analysis.traces import (
     expert_shares,
-    known_share,
-    known_shares,
+    muted_losses,
     mutual_information,
-    real_known_shares,
     real_routing,
+    real_told_bits,
     routing_counts,
     shuffled_counts,
+    told_bits,
     trace,
     trace_text,
 )

@@ -7,14 +7,22 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from moe_lessons.nn import Routing, evaluating
+from moe_lessons.nn import Routing, evaluating, is_moe, muted
 from moe_lessons.support.data import data_path
-from moe_lessons.support.errors import check_choice, check_seed, check_top_k, shown
+from moe_lessons.support.errors import check_choice, check_seed, check_whole, shown
 from moe_lessons.tasks import BYTE_CLASSES, byte_class, encode
 from moe_lessons.training.run import check_output
 
-ASKED = ["token", "domain", "domain | token"]  # what an expert may tell of its tokens
+# what an expert may tell of its tokens, and, after the bar, what is known of them before: columns of `_tokens`
+ASKED = {
+    "token": ("byte",),
+    "domain": ("domain",),
+    "domain | token": ("domain", "byte"),
+    "previous token | token": ("previous", "byte"),
+    "domain | both tokens": ("domain", "pair"),
+}
 REAL_MODELS = {"olmoe": "OLMoE-1B-7B", "mistral": "Mixtral 8x7B"}  # names in real_routing.csv, and here
 
 
@@ -44,11 +52,35 @@ def _trace(model: nn.Module, ids: Tensor, domain: np.ndarray, domains: Iterable[
         _, routings = check_output(model(ids.to(next(model.parameters()).device)))
     if not routings:
         raise ValueError(f"model must have at least one layer of experts, got {type(model).__name__} without one")
+    return trace_table(_tokens(ids, domain, domains), routings)
+
+
+def _tokens(ids: Tensor, domain: np.ndarray, domains: Iterable[str]) -> pd.DataFrame:
+    """Say of each token of ids (B, T) where it stands and what it is."""
     tokens = pd.MultiIndex.from_product(map(range, ids.shape), names=["sequence", "position"]).to_frame(index=False)
     tokens["byte"] = ids.flatten().numpy()
     tokens["byte_class"] = pd.Categorical.from_codes(byte_class(ids).flatten().numpy(), BYTE_CLASSES)
     tokens["domain"] = pd.Categorical.from_codes(np.repeat(domain, ids.shape[1]), list(domains))
-    return trace_table(tokens, routings)
+    return tokens
+
+
+@torch.no_grad()
+def muted_losses(model: nn.Module, task, layer: int, num_per_domain: int = 32) -> pd.DataFrame:
+    """Mute each expert of one MoE layer in turn: by how many nats the loss at each token of `task.held_out
+    (num_per_domain)` rises. A row for each token, with the columns of `trace` that say what it is, and E0, E1, …"""
+    ids, targets, domain = task.held_out(num_per_domain)
+    moes = [module for module in model.modules() if is_moe(module)]
+    moe = moes[check_whole("layer", layer, 0, len(moes) - 1, f"between 0 and {len(moes) - 1}")]
+    device = next(model.parameters()).device
+
+    def losses(model: nn.Module) -> Tensor:
+        with evaluating(model):
+            logits, _ = check_output(model(ids.to(device)))
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten().to(device), reduction="none").cpu()
+
+    whole = losses(model)
+    rises = {f"E{e}": (losses(muted(model, moe, e)) - whole).numpy() for e in range(moe.num_experts)}
+    return _tokens(ids, np.asarray(domain), task.domains).assign(**rises)
 
 
 def trace_table(tokens: pd.DataFrame, routings: Sequence[Routing]) -> pd.DataFrame:
@@ -89,23 +121,26 @@ def routing_counts(trace: pd.DataFrame) -> dict[int, pd.DataFrame]:
     return counts
 
 
-def known_shares(trace: pd.DataFrame) -> pd.DataFrame:
-    """Say in each layer (a row) which share of what there is to know an expert tells: of the token, here its byte, of
-    the domain, and of the domain given the token. See `known_share`."""
-    top_k = len(_experts(trace))
+def told_bits(trace: pd.DataFrame) -> pd.DataFrame:
+    """Say how many bits an expert tells in each layer (a row): `mutual_information` with the token, here its byte, and
+    the domain; and with the previous token and the domain where the token, or both, are known. The first token of a
+    sequence does not count."""
+    previous = trace.groupby(["layer", "sequence"])["byte"].shift()
+    trace = trace.assign(previous=previous, pair=256 * previous + trace["byte"]).dropna(subset="previous")
     rows = {}
-    for layer, assignments in _assignments(trace, "layer", "byte", "domain").groupby("layer"):
-        token, domain, expert = assignments["byte"], assignments["domain"], assignments["expert"]
-        asked = (token, expert), (domain, expert), (domain, expert, token)
-        rows[layer] = [known_share(_counted(*labels), top_k) for labels in asked]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=ASKED)
+    for layer, assignments in _assignments(trace, "layer", "byte", "previous", "pair", "domain").groupby("layer"):
+        rows[layer] = [
+            mutual_information(assignments[about], assignments["expert"], *(assignments[name] for name in known))
+            for about, *known in ASKED.values()
+        ]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(ASKED))
 
 
-def real_known_shares() -> dict[str, pd.DataFrame]:
-    """Read the same of two real models: model -> a row for each layer, from real_tokens.csv."""
-    columns = [f"{name}_share" for name in ("token", "domain", "domain_given_token")]
-    table = pd.read_csv(data_path("real_tokens.csv")).set_index(["model", "layer"])[columns].set_axis(ASKED, axis=1)
-    return {name: table.loc[key] for key, name in REAL_MODELS.items()}
+def real_told_bits() -> dict[str, pd.DataFrame]:
+    """Read the same of two real models, without previous tokens: model -> a row a layer, from real_tokens.csv."""
+    names = {name: name.replace(" | ", "_given_") for name in list(ASKED)[:3]}
+    table = pd.read_csv(data_path("real_tokens.csv")).set_index(["model", "layer"])[list(names.values())]
+    return {name: table.set_axis(list(names), axis=1).loc[key] for key, name in REAL_MODELS.items()}
 
 
 def _experts(trace: pd.DataFrame) -> list[str]:
@@ -148,20 +183,6 @@ def mutual_information(a: Sequence, b: Sequence | None = None, given: Sequence |
     counts = _check_counts(a) if b is None else _counted(a, b) if given is None else _counted(a, b, given)
     of_a, of_b, of_both, of_third = (_entropy(counts.sum(axis)) for axis in (1, 0, (), (0, 1)))
     return float(of_a + of_b - of_both - (of_third if counts.ndim == 3 else 0))
-
-
-def known_share(counts: Sequence, top_k: int) -> float:
-    """Say which share of what there is to know a table of counts tells: `mutual_information` over the most that it can
-    be, NaN where there is nothing to know. counts (labels, E), or (labels, E, G) where G is given; each token makes
-    `top_k` assignments.
-
-    An expert cannot tell more bits than a label has, nor more than H(expert) - log K: that token which always has the
-    same K experts still leaves open which of them is meant."""
-    counts = _check_counts(counts)
-    third = _entropy(counts.sum((0, 1))) if counts.ndim == 3 else 0.0
-    of_expert = _entropy(counts.sum(0)) - np.log2(check_top_k(top_k, counts.shape[1]))
-    most = float(min(of_expert, _entropy(counts.sum(1))) - third)
-    return mutual_information(counts) / most if most > 0 else math.nan
 
 
 def shuffled_counts(counts: Sequence, seed: int = 0) -> np.ndarray:

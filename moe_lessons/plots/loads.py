@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from moe_lessons.nn import Routing
@@ -16,25 +17,47 @@ from moe_lessons.plots import theme as style
 from moe_lessons.plots.still import two_ways
 from moe_lessons.plots.theme import LIGHT, RED, LessonFigure, annotate, axes_for, dress, ink_on, log_axis, name_over
 
-INKS = [LIGHT.lines[i] for i in (0, 5, 4)]  # of the token, of the domain, and of the domain given the token
+INKS = [LIGHT.lines[i] for i in (0, 5, 4, 3, 1)]  # in the order of `analysis.traces.ASKED`
 
 
-def known_share_bars(tables: Mapping[str, pd.DataFrame]) -> Axes:
-    """Draw in percent what an expert tells about its tokens, tables: model -> `analysis.known_shares`, a group of bars
-    for each layer."""
+def told_bars(tables: Mapping[str, pd.DataFrame]) -> Axes:
+    """Draw in bits what an expert tells about its tokens, tables: model -> `analysis.told_bits`, a row a layer."""
     starts = np.cumsum([0, *(len(table) + 0.6 for table in tables.values())])
-    ax = axes_for(7.6, 2.9, "What an expert tells about its tokens", ylabel="% of the possible information")
+    ax = axes_for(7.6, 2.9, "What an expert tells about its tokens", ylabel="bits")
     places = np.concatenate([start + np.arange(len(table)) for start, table in zip(starts, tables.values())])
     rows = pd.concat(tables.values())
     width = 0.8 / len(rows.columns)
     for i, (name, color) in enumerate(zip(rows, INKS)):
-        ax.bar(places + (i + 0.5) * width - 0.4, 100 * rows[name], width, color=color, label=name)
+        ax.bar(places + (i + 0.5) * width - 0.4, rows[name], width, color=color, label=name)
     ax.axhline(0, lw=0.8, color=LIGHT.grid)
     ax.set_xticks(places, [f"layer {layer}" for layer in rows.index])
     options = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "top", "weight": "bold"}
     for name, start, end in zip(tables, starts, starts[1:]):
         annotate(ax, name, ((start + end - 1.6) / 2, 0), (0, -20), **options)
     return name_over(ax)
+
+
+def muting_maps(shares: pd.DataFrame, rises: pd.DataFrame) -> Figure:
+    """Draw where the tokens of each group go, shares (groups, E), beside what a group loses without each expert, rises
+    (groups, E) in nats. In a frame: the largest of each row."""
+    figure = LessonFigure(11, 0.8 + 0.3 * len(shares))
+    shades = LinearSegmentedColormap.from_list("more", [LIGHT.background, LIGHT.directions[1]])
+    maps = (
+        (100 * shares, "Where tokens go: % of each row (frame: most)", ".0f"),
+        (rises, "Rise of the loss without the expert, nats (frame: most)", ".2f"),
+    )
+    for ax, (table, title, form) in zip(figure.subplots(1, 2), maps):
+        dress(ax, title)
+        image = ax.imshow(table, cmap=shades, vmin=0, aspect="auto")
+        for (row, column), value in np.ndenumerate(table.to_numpy()):
+            color = ink_on(to_hex(image.to_rgba(value)))
+            annotate(ax, f"{value:{form}}".replace("-0.00", "0.00"), (column, row), ha="center", color=color)
+        for row, column in enumerate(table.to_numpy().argmax(axis=1)):
+            ax.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, ec=LIGHT.foreground, lw=1.6))
+        ax.set_xticks(range(table.shape[1]), table.columns)
+        ax.set_yticks(range(len(table)), table.index)
+        ax.spines[:].set_visible(False)
+    return figure
 
 
 def share_scatter(x, y, labels: tuple[str, str], title: str) -> Axes:
@@ -49,6 +72,21 @@ def share_scatter(x, y, labels: tuple[str, str], title: str) -> Axes:
         ax.axline((even, even), slope=slope, ls=ls, lw=0.8, color=LIGHT.muted)
     top = 1.08 * max(x.max(), y.max())
     ax.set(xlim=(0, top), ylim=(0, top))
+    return name_over(ax)
+
+
+def fates(load, raised, is_dead) -> Axes:
+    """Draw each expert of several runs before the first step, by its load and by minus the gradient on its logit, which
+    raises it above 0: load, raised (S, E). is_dead (S, E): whether it dies later."""
+    ax = axes_for(7.6, 3.6, "Each expert before the first step", "load", "−∂L/∂z, sum over all tokens")
+    load, raised, is_dead = (np.asarray(values) for values in (load, raised, is_dead))
+    for kind, name, ink, marker in ((False, "lives on", style.ALIVE, "o"), (True, "dies", style.DEAD, "X")):
+        ax.scatter(
+            load[is_dead == kind], raised[is_dead == kind], 40, LIGHT.lines[ink], marker=marker, label=name, zorder=3
+        )
+    ax.axhline(0, lw=1, color=LIGHT.foreground)
+    ax.axvline(1 / load.shape[1], ls="--", lw=1, color=LIGHT.muted)
+    ax.xaxis.set_major_formatter(PercentFormatter(1, 0))
     return name_over(ax)
 
 

@@ -82,9 +82,14 @@ def test_each_number_of_a_heatmap_and_of_a_layer_is_shown():
     ax = plots.attention_heatmap(np.array([[1.0, 0.0], [0.25, 0.75]]), "a\n")
     assert ax.images[0].get_array().tolist() == [[1, None], [0.25, 0.75]]
     bits = pd.DataFrame({"trained": [2.0, 1.5, 1.0], "shuffled": [0.0, 0.1, -0.1]}, index=[0, 1, 2])
-    ax = loads.known_share_bars({"byte": bits, "domain": bits.iloc[:2] / 2})
-    given = [*(100 * bits).to_numpy().ravel(), *(50 * bits.iloc[:2]).to_numpy().ravel()]
+    ax = loads.told_bars({"byte": bits, "domain": bits.iloc[:2] / 2})
+    given = [*bits.to_numpy().ravel(), *(bits.iloc[:2] / 2).to_numpy().ravel()]
     assert heights(sorted(ax.patches, key=lambda bar: bar.get_x())) == given
+    tables = (pd.DataFrame(rows, ["code", "sea"], ["E0", "E1"]) for rows in ([[0.9, 0.1], [0.2, 0.8]], [[0, 3]] * 2))
+    found = [("90 10 20 80", [0, 1]), ("0.00 3.00 0.00 3.00", [1, 1])]
+    for ax, (texts, framed) in zip(loads.muting_maps(*tables).axes, found):
+        assert " ".join(text.get_text() for text in ax.texts) == texts
+        assert [round(patch.get_x() + 0.46) for patch in ax.patches] == framed
 
 
 def test_pictures_of_a_collapse_show_each_expert_each_seed_and_the_means():
@@ -95,6 +100,8 @@ def test_pictures_of_a_collapse_show_each_expert_each_seed_and_the_means():
     own, others = np.array([1.0, 0.25]), np.array([-0.5, -2.0])
     drawn = heights(loads.logit_gradient_bars(own, others, [0.02, 0.98], "Gradients", subplot()).patches)
     assert drawn[:2] == [1.0, 0.25] and {-0.5, -2.0} <= set(drawn)
+    dots = loads.fates([[0.1, 0.9]], [[-2.0, 3.0]], [[True, False]]).collections
+    assert [part.get_offsets().tolist() for part in dots] == [[[0.9, 3.0]], [[0.1, -2.0]]]  # lives on, dies
     ax = sweeps.dead_curves({"a": [[0, 1, 2], [0, 2, 4]]})
     assert ax.lines[0].get_xydata().tolist() == [[1, 0], [2, 1.5], [3, 3]]
     ax = sweeps.dead_curves({"a": [[0, 12]]}, steps=[25, 50], num_experts=24)

@@ -8,20 +8,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
 
 from moe_lessons.analysis import (
     expert_shares,
-    known_share,
-    known_shares,
+    muted_losses,
     mutual_information,
-    real_known_shares,
     real_routing,
+    real_told_bits,
     routing_counts,
     shuffled_counts,
+    told_bits,
     trace,
     trace_text,
 )
-from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
+from moe_lessons.nn import LanguageModel, TransformerConfig, muted, seeded
 from moe_lessons.tasks import BYTE_CLASSES, TextTask, byte_class, encode
 
 SMALL = {"d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 8, "num_experts": 4}
@@ -128,13 +129,8 @@ def test_information_is_symmetric_blind_to_names_and_a_sum(counts):
     assert mutual_information(torch.tensor(table).sum(dim=2).float()) == pytest.approx(mutual_information(a, b))
 
 
-def test_what_there_is_to_know_and_a_control_with_the_same_sums():
-    always = np.array([[90, 90, 0, 0], [0, 0, 90, 90]])  # each label has two experts of its own
-    assert known_share(always, 2) == pytest.approx(1, abs=0.01)
-    assert known_share(np.diag([50] * 4), 1) == pytest.approx(1)
-    pairs = 50 * (np.eye(4, dtype=int) + np.roll(np.eye(4, dtype=int), 1, axis=1))  # of four labels, of four experts
-    assert known_share(pairs, 2) == pytest.approx(1, abs=0.02) and known_share(pairs, 1) < 0.52
-    assert known_share(np.stack([always, np.roll(always, 1, axis=1)], axis=2), 2) == pytest.approx(1, abs=0.01)
+def test_a_control_has_the_same_sums_and_tells_nothing():
+    always = np.array([[90, 90, 0, 0], [0, 0, 90, 90]])
     dealt = shuffled_counts(always, seed=1)
     for axis in (0, 1):
         assert dealt.sum(axis=axis).tolist() == always.sum(axis=axis).tolist()
@@ -152,16 +148,32 @@ def test_routing_maps_and_what_they_tell_by_hand():
     whole = table_of([*expert, *[-1] * 40], [*domain, *["a"] * 40])  # of the last 40 none has an expert
     assert expert_shares(whole).loc["a"].tolist() == [1, 0]
     assert routing_counts(whole)[0].to_numpy().tolist() == [[40, 0], [0, 40]]
-    told = known_shares(whole.assign(byte=[0, 1] * 60)).loc[0]  # the expert tells the domain, and nothing of the byte
-    assert told[["domain", "domain | token"]].tolist() == pytest.approx([1, 1]) and abs(told["token"]) < 0.02
-    assert math.isnan(known_shares(table_of([0, 1])).loc[0, "domain"])  # of one domain there is nothing to know
-    blind = known_shares(table_of(np.arange(800) % 2, np.repeat(["a", "b"], 400), np.arange(800) % 2)).loc[0]
-    assert blind["token"] == pytest.approx(1) and abs(blind[["domain", "domain | token"]]).max() < 0.01
-    two = known_shares(table_of([0] * 40 + [2] * 40, ["a"] * 40 + ["b"] * 40).assign(expert1=[1] * 40 + [3] * 40))
-    assert two.loc[0, "domain"] == pytest.approx(1, abs=0.05)  # K = 2: of four experts each domain has two of its own
+    rows = table_of([0, 1, 1, 0] * 50 + [-1], ["a", "b"] * 100 + ["a"]).assign(byte=7)  # the last one has no expert
+    told = told_bits(rows.assign(byte=[5, 5, 6, 6] * 50 + [5])).loc[0]  # the expert is (byte + previous byte) mod 2
+    assert told["previous token | token"] == pytest.approx(1, abs=0.05) and abs(told["token"]) < 0.05
+    assert abs(told["domain | both tokens"]) < 0.05  # which both tokens tell
+    told = told_bits(table_of([0, 1] * 100, ["a", "b"] * 100).assign(byte=7)).loc[0]
+    assert told[["domain", "domain | token", "domain | both tokens"]].tolist() == pytest.approx([1] * 3, abs=0.02)
+    pair = table_of([1] * 200, ["a", "b"] * 100).assign(expert1=2, byte=7)  # always {E1, E2}: one bit stays open
+    assert told_bits(pair).loc[0, "domain"] == pytest.approx(0, abs=0.02)
+
+
+def test_a_loss_rises_by_what_a_muted_expert_did(task):
+    model = model_of().eval()
+    table, traced = muted_losses(model, task, 1, 2), trace(model, task, 2).query("layer == 1")
+    ids, targets, _ = task.held_out(2)
+    with torch.no_grad():
+        with_it, without = (m(ids)[0].mT for m in (model, muted(model, model.layers[1].ffn, 3)))
+    rises = cross_entropy(without, targets, reduction="none") - cross_entropy(with_it, targets, reduction="none")
+    np.testing.assert_allclose(table["E3"], rises.flatten(), atol=1e-5)
+    served = (traced.filter(regex=r"^expert\d") == 3).any(axis=1).to_numpy()
+    assert served.any() and table["E3"][~served].abs().max() < 1e-6 < table["E3"][served].abs().max()  # the last layer
+    assert (table["byte"].to_numpy() == traced["byte"].to_numpy()).all()
+    with pytest.raises(ValueError, match="^layer must be between 0 and 1, got 2$"):
+        muted_losses(model, task, 2)
 
 
 def test_the_counts_of_real_models_are_the_ones_that_their_shares_are_of():
     for name, tables in real_routing().items():
-        assert list(real_known_shares()[name].index) == list(tables) and len(tables) == 3
-        assert real_known_shares()[name].to_numpy().min() > 0
+        assert list(real_told_bits()[name].index) == list(tables) and len(tables) == 3
+        assert real_told_bits()[name].to_numpy().min() > 0
