@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_lessons.nn import FeedForward
+from moe_lessons.nn import FeedForward, Routing, TopKRouter
 from moe_lessons.support.errors import check_choice, check_whole
 from moe_lessons.training import BALANCING_METHODS, PlaneSetting, Run, SeedBand, balancing_setting, is_dead, plane_model
 from moe_lessons.training.knobs import KNOBS
@@ -23,6 +24,7 @@ LEARNS = {
     "router only": ("block.experts", "embed", "head"),
     "all but the router": ("block.router",),
 }
+GRADIENTS = "both terms", "own tokens", "others only"  # whose tokens a logit learns from
 READ_POINTS = 512  # held out, for each seed: what a reading is taken on
 RECENT = 20  # steps over which what a step shows is averaged: one batch alone flickers
 
@@ -51,10 +53,13 @@ def keep_norms(run: WatchedRun, routings: list) -> None:
     run._norms.append(norms.cpu().numpy().astype(float))
 
 
-def watched_run(setting: PlaneSetting, seed: int = 0, learns: str = "all", device="cpu") -> WatchedRun:
-    """Make the mixture of `training.plane_runs`, watched. `learns`: as in `let_learn`."""
+def watched_run(
+    setting: PlaneSetting, seed: int = 0, learns: str = "all", gradient: str = "both terms", device="cpu"
+) -> WatchedRun:
+    """Make the mixture of `training.plane_runs`, watched. learns, gradient: as in `let_learn` and `cut_gradient`."""
     model, task = plane_model(setting, seed, device=device)
     let_learn(model, learns)
+    cut_gradient(model, gradient)
     run = WatchedRun(model, task, lr=setting.lr, seed=seed)
     run.knobs.take(setting)
     return run
@@ -64,6 +69,23 @@ def let_learn(model: nn.Module, learns: str) -> None:
     """Freeze what does not learn of a `PlaneClassifier`, or of a band's model. `learns`: a name of `LEARNS`."""
     for part in LEARNS[check_choice("learns", learns, LEARNS)]:
         model.get_submodule(part).requires_grad_(False)
+
+
+def cut_gradient(model: nn.Module, gradient: str) -> None:
+    """Leave to each router logit of a `PlaneClassifier`, or of a band's model, its gradient from the tokens that chose
+    the expert ('own tokens'), from all others ('others only'), or from both. `gradient`: of `GRADIENTS`."""
+    check_choice("gradient", gradient, GRADIENTS)
+    routers = [module for module in model.modules() if isinstance(module, TopKRouter)]
+    for router in routers if gradient != "both terms" else ():
+        router.register_forward_hook(partial(_cut, is_own=gradient == "own tokens"))
+
+
+def _cut(router: TopKRouter, args: tuple, routing: Routing, is_own: bool) -> None:
+    """Have the gradient on the logits of this forward pass cut, once it is there."""
+    keep = torch.full_like(routing.router_logits, float(not is_own))  # (T, E)
+    keep[routing.token_idx, routing.expert_idx] = float(is_own)
+    if routing.router_logits.requires_grad:
+        routing.router_logits.register_hook(lambda gradient: gradient * keep)
 
 
 def gradient_norms(weights: Iterable[Tensor]) -> Tensor:

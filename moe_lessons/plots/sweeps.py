@@ -110,7 +110,10 @@ def method_costs(table: pd.DataFrame) -> style.LessonFigure:
     return figure
 
 
-def dead_curves(dead: Mapping[str, Sequence], steps: Sequence[int] | None = None, num_experts: int = 8) -> Axes:
+def dead_curves(
+    dead: Mapping[str, Sequence], steps: Sequence[int] | None = None, num_experts: int = 8,
+    title: str = "Dead experts: mean of the seeds, and their range", ax: Axes | None = None,
+) -> Axes:  # fmt: skip
     """Draw how many of `num_experts` are dead at N steps: for each name (S, N), the mean over S seeds and the range of
     them all. steps (N,): from 1 on, if None."""
     marks = []
@@ -118,7 +121,7 @@ def dead_curves(dead: Mapping[str, Sequence], steps: Sequence[int] | None = None
     for (name, values), ink in zip(dead.items(), model_inks(dead)):
         marks.append(Line(steps, np.mean(values, 0), name, ink, low=np.min(values, 0), high=np.max(values, 0)))
     axes = Axis(0, float(steps[-1]), "step"), Axis(-0.012 * num_experts, num_experts, f"dead experts of {num_experts}")
-    return plot(Panel("Dead experts: mean of the seeds, and their range", marks, *axes), width=7.6, height=3.4)
+    return plot(Panel(title, marks, *axes), ax, width=7.6, height=3.4)
 
 
 def collapse_map(cells: pd.DataFrame, ours: tuple[str, str, float]) -> Figure:

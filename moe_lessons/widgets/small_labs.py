@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from moe_lessons.analysis.collapse import LEARNS, watched_run
+from moe_lessons.analysis.collapse import GRADIENTS, LEARNS, watched_run
 from moe_lessons.nn import dense_name, torch_threads
 from moe_lessons.plots.panels.compared import held_out, wall
 from moe_lessons.training import PRESETS, Run, facts_runs, race_runs, step_together
@@ -23,8 +23,8 @@ BESIDE = "facts known", "loss", "cost"
 
 COLLAPSE_LAB = Spec(
     title="A collapse",
-    structural=("learns", "seed"),
-    stops={"learns": tuple(LEARNS)},
+    structural=("learns", "gradient", "seed"),
+    stops={"learns": tuple(LEARNS), "gradient": GRADIENTS},
     first_x=25,
 )
 FACTS_LAB = Spec(
@@ -43,18 +43,23 @@ RACE_LAB = Spec(title="A race by the clock", structural=("seed",), display=("x_a
 class CollapseLab(Lab):
     """Train `training.PRESETS["collapse"]`, live. Reset starts the same run again.
 
-    learns: of `analysis.collapse.LEARNS`. play, max_steps: see `LiveRun`. device: see `Playground`.
+    learns, gradient: of `analysis.collapse.LEARNS` and `GRADIENTS`. play, max_steps: see `LiveRun`. device: see
+        `Playground`.
 
-    >>> CollapseLab("router only", seed=3)
-    CollapseLab('router only', seed=3)
+    >>> CollapseLab("router only", gradient="own tokens", seed=3)
+    CollapseLab('router only', gradient='own tokens', seed=3)
     """
 
-    def __init__(self, learns: str = "all", *, seed: int = 0, play: int = 0, max_steps: int = 300, device: str = "cpu"):
-        values = {"learns": learns, "seed": seed, "device": device}
+    def __init__(
+        self, learns: str = "all", *, gradient: str = "both terms", seed: int = 0, play: int = 0, max_steps: int = 300,
+        device: str = "cpu",
+    ):  # fmt: skip
+        values = {"learns": learns, "gradient": gradient, "seed": seed, "device": device}
         super().__init__(COLLAPSE_LAB, values, ("film", "load", "loss"), play=play, max_steps=max_steps)
 
     def make_runs(self, values: Mapping[str, Any]) -> dict[str, Run]:
-        return {"MoE": watched_run(PRESETS["collapse"], values["seed"], values["learns"], device=values["device"])}
+        chosen = (values[name] for name in ("seed", "learns", "gradient", "device"))
+        return {"MoE": watched_run(PRESETS["collapse"], *chosen)}
 
 
 class FactsLab(Lab):

@@ -12,11 +12,19 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from moe_lessons.analysis import balance_by_layer, collapse, load_statistics, replicate
-from moe_lessons.analysis.collapse import LEARNS, practise, practised_band, watched_run, weight_gradients
+from moe_lessons.analysis.collapse import (
+    GRADIENTS,
+    LEARNS,
+    cut_gradient,
+    practise,
+    practised_band,
+    watched_run,
+    weight_gradients,
+)
 from moe_lessons.analysis.load import LoadStatistics, describe_load
 from moe_lessons.exercises.lesson_07 import my_logit_gradient
 from moe_lessons.nn import MoE, Routing, TopKRouter, apply_capacity
-from moe_lessons.training import PRESETS, Run, load_share, plane_runs
+from moe_lessons.training import PRESETS, Run, SeedBand, load_share, plane_runs
 
 
 @given(st.lists(st.integers(0, 1000), min_size=2, max_size=12).filter(any))
@@ -116,6 +124,21 @@ def test_what_does_not_learn_stands_still(learns):
     expected = {"all": set(before), "router only": router, "all but the router": set(before) - router}
     assert changed == expected[learns]
     assert (np.max(run.expert_gradients) == 0) == (learns == "router only")
+
+
+def test_a_logit_keeps_the_gradient_of_its_own_tokens_or_of_the_others_and_together_they_are_all():
+    found = {}
+    for gradient in GRADIENTS:
+        run, band = watched_run(COLLAPSE, gradient=gradient), SeedBand(COLLAPSE, [0])
+        cut_gradient(band.model, gradient)
+        run.step(), band.step()
+        (weight,) = (w.grad for name, w in band.model.named_parameters() if "router" in name and w.grad is not None)
+        assert torch.allclose(run.model.block.router.weight.grad, weight, atol=1e-6)
+        found[gradient] = weight
+    both, own, others = found.values()
+    assert torch.allclose(own + others, both, atol=1e-6) and own.norm() > 0 < others.norm()
+    with pytest.raises(ValueError, match="^gradient must be one of 'both terms', .*, got 'own'$"):
+        cut_gradient(run.model, "own")
 
 
 def test_gradients_on_the_logits_against_finite_differences(monkeypatch):
