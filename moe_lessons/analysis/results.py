@@ -28,8 +28,7 @@ def read_runs(path: Path) -> tuple[dict, list[dict], int]:
 
 def load_results(name: str) -> pd.DataFrame:
     """Read the stored sweep `name`, one row for each time that a run was measured. Columns as in data/README.md, and
-    the steps of the whole run; flops and seconds are those of training up to the step. ValueError without a finished
-    run."""
+    the steps of the whole run. ValueError without a finished run."""
     path = data_path(f"results/{name}.jsonl")
     settings, runs, _ = read_runs(path)
     if not runs:
@@ -38,8 +37,6 @@ def load_results(name: str) -> pd.DataFrame:
     frame = frame.explode([*POINTS, "dead"] if "dead" in frame else [*POINTS], ignore_index=True)
     numbers = [*POINTS, *frame.columns.intersection(["max_over_mean"])]  # None of a dense model
     frame[numbers] = frame[numbers].apply(pd.to_numeric)
-    frame["flops"] = frame.step * frame.pop("flops_per_step")
-    frame["seconds"] = frame.step * frame.pop("ms_per_step") / 1000
     return frame.assign(steps=settings["steps"])
 
 

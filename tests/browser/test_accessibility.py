@@ -8,6 +8,7 @@ VIEWS = (
     "RoutingLab(('code', 'greek'), num_layers=2, d_model=16, num_heads=2, batch_size=4, play=3)",
     "CollapseLab(play=3)",
     "FactsLab(play=2)",
+    "RaceLab(play=1)",
     "ConfigCalculator()",
     "prediction = Prediction('How many?', ('all', 'one'))\nprediction",
     "prediction.compare('one')",

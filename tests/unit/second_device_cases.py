@@ -37,7 +37,7 @@ from moe_lessons.training import (
     plane_runs,
     step_together,
 )
-from moe_lessons.widgets import BalancingLab, CollapseLab, FactsLab, Playground, RoutingLab
+from moe_lessons.widgets import BalancingLab, CollapseLab, FactsLab, Playground, RaceLab, RoutingLab
 
 D, E, K, F, T = 8, 4, 2, 4, 12
 MAKE_ROUTER = {
@@ -169,6 +169,7 @@ LABS = {
     "balancing": lambda: BalancingLab(("nothing", "bias update"), seeds=2, device="second"),
     "collapse": lambda: CollapseLab(device="second"),
     "facts": lambda: FactsLab(4, num_entries=8, device="second"),
+    "race": lambda: RaceLab(device="second"),
 }
 
 

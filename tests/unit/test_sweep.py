@@ -57,7 +57,6 @@ def test_what_is_stored_is_what_the_loop_gives_and_is_read_as_a_table(path):
     assert row["flops_per_step"] == 2 * 64 * flops_per_token(model, training=True) and not row["diverged"]
     frame = load_results("source")
     assert frame.step.tolist() == [2, 4] * 3 and frame.loss.tolist() == [x for run in stored for x in run["loss"]]
-    assert frame.flops[1] == 2 * frame.flops[0] == 4 * stored[0]["flops_per_step"]
     write(path, header, *(row | {"seed": seed} for seed in (3, 1, 2)))
     assert load_results("source").seed.tolist() == [1, 1, 2, 2, 3, 3]  # paired by their order, as in effective_width
     write(path, header)
