@@ -41,8 +41,8 @@ def run(name: str, *rest: str) -> int:
     elif name in COMMANDS:  # imported only now: doctor must run in a broken installation, lab should not wait for torch
         return importlib.import_module(f"moe_lessons.commands.{name}").main(list(rest)) or 0
     else:
-        nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0)[0]
-        print(f"There is no command {name!r}. Did you mean {nearest}?\n\n{overview}", file=sys.stderr)
+        hints = [f" Did you mean {near}?" for near in difflib.get_close_matches(name, COMMANDS, n=1)]
+        print(f"There is no command {name!r}.{''.join(hints)}\n\n{overview}", file=sys.stderr)
         return 2
     return 0
 

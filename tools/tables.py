@@ -27,7 +27,7 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
 from moe_lessons import __version__
-from moe_lessons.course.interview import CONDITIONS, SENTENCE
+from moe_lessons.course.interview import CONDITIONS, SENTENCE, SHORT
 from moe_lessons.course.lessons import LESSONS, Lesson
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,7 +156,7 @@ def wanted() -> dict[str, str]:
     writer = csv.writer(table, lineterminator="\n")
     writer.writerows([Lesson._fields, *lessons])
     texts = addressed() | {TABLE: table.getvalue()}
-    answer = "\n\n".join(textwrap.fill(part, 120) for part in (f"**{SENTENCE}**", CONDITIONS))
+    answer = "\n\n".join(textwrap.fill(part, 120) for part in (f"**{SHORT}** {SENTENCE}", CONDITIONS))
     for name, row in ROWS.items():
         text = texts.get(name) or (ROOT / name).read_text("utf-8")
         head, rows = r"<!-- lessons -->\n\n[^\n]*\n\|[-|]+\|\n", "\n".join(map(row, lessons))

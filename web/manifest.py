@@ -14,7 +14,7 @@ from moe_lessons.analysis.load import EVEN, WORDS
 from moe_lessons.nn import with_baselines
 from moe_lessons.plots.marks import encode_panel
 from moe_lessons.plots.panels._history import LOSS_WINDOW, MOST_PLACES, RECENT, X_AXES
-from moe_lessons.plots.panels.compared import OWN_ACCURACY
+from moe_lessons.plots.panels.compared import LONGEST
 from moe_lessons.tasks import PLANE_TASKS, PlaneTask
 from moe_lessons.tasks.plane import CLASS_MAP, MOST_POINTS, OWN_NOISE, PLACES, POINTS_ARE, spread_prototypes
 from moe_lessons.training import DEAD_SHARE, PRESETS, PlaneSetting, Run
@@ -32,7 +32,7 @@ from web.graphs import DRAWN, LEFT_OUT, NUM_MEASURED, STEP_KNOBS, TrainedPlane
 STOPS = {  # what the page has graphs or starts for
     "task": PLANE_TASKS,
     "num_experts": (1, 2, 4, 8, 16),
-    "d_ff": (4, 8),
+    "d_ff": (3, 8),
     "router": ("top-k", "frozen", "sigmoid", "expert choice"),
     "router_start": tuple(ROUTER_STARTS),
     "seed": tuple(range(10)),
@@ -50,7 +50,7 @@ PAGE = replace(PLAYGROUND, live=tuple(name for name in PLAYGROUND.live if name i
 MOST_STEPS = 2000  # that Play trains: the losses have come to rest
 STRUCTURE = "router", "num_experts", "top_k", "d_ff"  # of a setting: a graph is of these, and has its name from them
 OWN = {  # of points that are drawn by hand
-    "tips": TIPS["own"], "nothing": TIPS["own"]["nothing"], "accuracy": OWN_ACCURACY, "start": "random",
+    "tips": TIPS["own"], "nothing": TIPS["own"]["nothing"], "start": "random",
     "idle": {"task": TIPS["own"]["idle"], "router_start": "this page has no k-means of your own points"},
 }  # fmt: skip
 NOT_PER_MODEL = "ms/step"  # a row of the cost panel: a step of the graph trains all models at once
@@ -111,6 +111,7 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
             "map": CLASS_MAP, "width": D_MODEL, "tokens": NUM_TOKENS, "classes": NUM_CLASSES, "measured": NUM_MEASURED,
             "recent": RECENT, "window": LOSS_WINDOW, "places": MOST_PLACES, "dead": DEAD_SHARE, "even": EVEN,
             "budget": MOST_STEPS, "noise": NOISE, "held_out": HELD_OUT, "own_noise": OWN_NOISE, "shown": SHOWN,
+            "longest": LONGEST,
         },
     }  # fmt: skip
 
@@ -152,8 +153,10 @@ def graph_manifest(runs: dict[str, Run], setting: PlaneSetting) -> dict[str, Any
     fixed = {name: getattr(setting, name) for name in STRUCTURE}
     lab = Playground(panels=PLANE_PANELS, **fixed)
     lab.show_more()
-    headers = {place: encode_panel(panel, place)[0] for place, panel in enumerate(lab.panels())}
+    encoded = [encode_panel(panel, place) for place, panel in enumerate(lab.panels())]
     lab.close()
+    headers = {place: header for place, (header, _) in enumerate(encoded)}
+    strip = encoded[PLANE_PANELS.index("answer")][1]
     (table,) = headers[PLANE_PANELS.index("cost")]["marks"]
     kept = [i for i, row in enumerate(table["rows"]) if row != NOT_PER_MODEL]
     table |= {"rows": [table["rows"][i] for i in kept], "cells": [table["cells"][i] for i in kept]}
@@ -165,7 +168,10 @@ def graph_manifest(runs: dict[str, Run], setting: PlaneSetting) -> dict[str, Any
         "size": trained.size,
         "router_at": router_place(runs),
         "flops": [trained.batch_size * flops_per_token(run.model, training=True) for run in runs.values()],
-        "work": [flops_per_token(run.model) for run in runs.values()],
+        "answer": {
+            slot.partition(".")[2]: (values.dtype.str[1:], values.shape, values.ravel().tolist())
+            for slot, values in strip.items()
+        },
         "panels": headers,
     }
 

@@ -50,10 +50,10 @@ PAGE_WORDS = {
     "title": "Your own text",
     "label": "Type a text, or begin with one of these:",
     "model": "It is a language model of {parameters} parameters: {layers} layers of {experts} experts, of which "
-    "{top_k} serve each byte. It is of our own training: {steps} steps of {batch} × {window} bytes of text that "
-    "comes with Python, its help pages and the source of its library, by python -m web.text_model. Untrained is the "
-    "same model before its first step: the control. 'Write a letter' adds the likeliest one; 'Write on' draws each "
-    "letter by its probability, with random numbers from seed 0.",
+    "{top_k} serve each byte. We trained it on Python's documentation and source, in {steps} steps of {batch} × "
+    "{window} bytes (python -m web.text_model). Untrained is the same model before its first step: the control. 'Write "
+    "a letter' adds the likeliest one; 'Write on' draws each letter by its probability, with random numbers from seed "
+    "0.",
     "surprise": "On average each byte of this text surprised the trained model by {trained} nats, the untrained one by "
     "{untrained}; a guess among 256 bytes would be 5.55.",
     "long": "Your text has {bytes} bytes: the model reads the last {window}.",

@@ -319,7 +319,8 @@ def draw_route(mark: marks.Route, ax, panel):
     grey = _between(0.3)
     ax.set(xlim=(0, 1), ylim=(1, 0))
     for expert in busy:
-        for ends in (((x[expert], 0.22), (x[expert], 0.52)), ((x[expert], 0.52), (0.5, 0.79))):
+        below = 0.29 + 0.17 * probs[expert] * (len(probs) <= 10)  # the number of its probability
+        for ends in (((x[expert], below), (x[expert], 0.52)), ((x[expert], 0.52), (0.5, 0.79))):
             ax.plot(
                 *zip(*ends), color=expert_color(expert), lw=2 + 6 * weights[expert], solid_capstyle="butt", zorder=1
             )
@@ -339,7 +340,8 @@ def draw_route(mark: marks.Route, ax, panel):
             annotate(ax, f"{prob:.0%}", (x[expert], 0.255 + 0.17 * prob), ha="center", weight=weight, zorder=4)
     terms = " + ".join(f"{weights[e]:.2f} · E{e}(x)" for e in busy) or "0: no expert serves it"
     total = f"y = {terms}" if len(busy) <= 4 else f"weighted sum of {len(busy)} experts"
-    router = f"router: a probability for each of {len(probs)} experts"
+    each = f"a probability for each of {len(probs)} experts" if len(probs) > 1 else "there is one expert"
+    router = f"router: {each}"
     token = "token {} at ({:.2f}, {:.2f})".format(mark.token, *mark.place).replace("-", "−")
     answer = f"correct: class {mark.label}" if mark.correct else f"wrong: the class is {mark.label}"
     rows = (0.04, 0.6, token), (0.18, 1, router), (0.79, 0.8, total), (0.95, 0.6, answer)

@@ -37,7 +37,7 @@ class PlaneSetting:
     task: str = "checker"
     num_experts: int = 8
     top_k: int = 2
-    d_ff: int = 4
+    d_ff: int = 3
     router_start: str = "random"
     router: str = "top-k"
     _: KW_ONLY

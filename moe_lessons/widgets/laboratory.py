@@ -130,13 +130,14 @@ class Lab(LiveRun):
 
     def controls(self) -> list[W.Widget]:
         """Make a control for each name that has none yet, under three headings, and a place to say why some idle."""
-        shown = []
+        shown, self.headings = [], {}
         self._idle = W.HTML()
         for group, names in self.spec.groups.items():
             names = [name for name in names if name not in self.inputs]
             made = {name: control(name, self.stops(name, self.state.values)) for name in names}
             self.inputs |= made
-            shown += [W.HTML(f'<div class="moe-group">{HEADINGS[group]}</div>'), *made.values()] if made else []
+            self.headings[group] = W.HTML(f'<div class="moe-group">{HEADINGS[group]}</div>')
+            shown += [self.headings[group], *made.values()] if made else []
             shown += [self._idle] if group == "live" else []
         self.show_values()
         for name, widget in self.inputs.items():
@@ -148,6 +149,13 @@ class Lab(LiveRun):
         if self._showing != threading.get_ident():
             is_idle = change["owner"].disabled  # then it only goes back
             self.loop.post({} if is_idle else {name: asked_by(name, change["new"])})
+
+    def apply_by_hand(self, asked: Mapping[str, Any]) -> None:
+        """Apply what was moved by hand; what then starts afresh trains on."""
+        has_trained = self.step > 0
+        self.apply(asked)
+        if has_trained and not self.step:
+            self.play()
 
     def apply(self, asked: Mapping[str, Any], *, is_strict: bool = False, restart: bool = False) -> None:
         """Put other values in force: a new start for what is structural, else a turn of the knobs. ValueError for what

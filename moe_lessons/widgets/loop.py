@@ -178,7 +178,7 @@ class Loop:
         while not callable(asked) and self.queue and not callable(self.queue[0]):  # moved in a row: applied together
             asked = asked | self.queue.popleft()
         try:
-            asked() if callable(asked) else self.view.apply(asked)
+            asked() if callable(asked) else self.view.apply_by_hand(asked)
         except INTERRUPTS:
             raise
         except BaseException as error:

@@ -1,6 +1,7 @@
 """The 2-D laboratory: a mixture of experts and its two dense baselines, trained while you turn the knobs."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
@@ -25,7 +26,7 @@ from moe_lessons.widgets.spec import Spec
 
 NUM_HELD_OUT = 256  # points on which the loss of muting an expert is measured
 
-FRONT = {"territory": 6, "route": 6, "loss": 4, "work": 4, "accuracy": 4}  # what is shown at first: panel -> its width
+FRONT = {"territory": 6, "route": 6, "answer": 12, "loss": 12}  # what is shown at first: panel -> its width
 FRONT_CONTROLS = "num_experts", "top_k", "noise_std", "router_aux_loss_coef"
 PLANE_PANELS = (*FRONT, "heatmap", "load", "film", "cost")
 FRONT_TOKEN = 23  # with seed 0 its probabilities are apart: one sees which experts are chosen, and both count
@@ -167,10 +168,8 @@ class Playground(Lab):
     def controls(self) -> list[W.Widget]:
         made = super().controls()
         if self.is_front:
-            first = [self.inputs[name] for name in FRONT_CONTROLS]
-            rest = [widget for widget in made if widget not in first]
-            made = first + rest
-            self._rest += rest
+            self._rest += [widget for name, widget in self.inputs.items() if name not in FRONT_CONTROLS]
+            self._rest += [self.headings["display"], self._idle]
             self._all_functions = self.functions
             self._show_rest()
         return made
@@ -243,6 +242,12 @@ class Playground(Lab):
         is_worse = self.step > RECENT and sum(losses) > 1.1 * guessing * len(losses)
         worse = TIPS["reading"]["worse"].format(guessing=f"{guessing:.2f}") * is_worse
         return super().words() + worse + self._words_of_points()
+
+    def lines(self) -> dict[str, Any]:
+        """See `LiveRun`; and for the line of the step what the load is, and what a new start has."""
+        lines, values = super().lines(), self.state.values
+        sizes = f"{values['num_experts']} experts, top-{values['top_k']}"
+        return lines | {"verdict": re.split("[:;.]", lines["words"])[0], "sizes": sizes}
 
     def _words_of_points(self) -> str:
         said = TIPS["reading"]

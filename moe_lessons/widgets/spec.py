@@ -9,9 +9,9 @@ from moe_lessons.training import Run
 from moe_lessons.widgets.controls import CONTROLS
 
 HEADINGS = {
-    "structural": "Structure · starts afresh",
-    "live": "Live · applies to the next step",
-    "display": "Look · changes nothing",
+    "structural": "Starts afresh",
+    "live": "From the next step",
+    "display": "Look only",
 }
 
 

@@ -1,6 +1,5 @@
 """What lesson 00 says under 'What to notice', measured as the lesson does it, over several seeds."""
 
-from copy import deepcopy
 from statistics import mean, median
 
 import pytest
@@ -26,12 +25,16 @@ def healthy():
 
 
 @pytest.fixture(scope="module")
-def healthy_later(healthy):
-    """Copies of the mixture and its FLOP-matched baseline, trained on to 400 steps."""
-    runs_by_seed = [{name: deepcopy(runs[name]) for name in ("MoE", ACTIVE)} for runs in healthy]
-    for runs in runs_by_seed:
-        train(runs.values(), 200)
-    return runs_by_seed
+def trained_on():
+    """The mean accuracy of each model of the first cell over three seeds, after 200, 1,000 and 4,000 steps."""
+    runs_by_seed, found, done = [plane_runs(PRESETS["healthy"], seed) for seed in seeds(3)], {}, 0
+    for step in (200, 1000, 4000):
+        for runs in runs_by_seed:
+            train(runs.values(), step - done)
+        done = step
+        names = runs_by_seed[0]
+        found[step] = {n: mean(runs[n].evaluate()["accuracy"] for runs in runs_by_seed) for n in names}
+    return found
 
 
 @pytest.mark.claim("healthy-keeps-every-expert")
@@ -44,24 +47,23 @@ def test_every_expert_keeps_work(healthy):
 
 
 @pytest.mark.claim("moe-beats-its-flop-matched-baseline")
-def test_mixture_beats_its_flop_matched_baseline(healthy, healthy_later):
-    means = []
-    for runs_by_seed in (healthy, healthy_later):
-        gaps = [runs["MoE"].evaluate()["accuracy"] - runs[ACTIVE].evaluate()["accuracy"] for runs in runs_by_seed]
-        assert mean(gaps) > 0.04 and sum(gap > 0 for gap in gaps) >= 5  # of 6
-        means.append(mean(gaps))
-    assert means[0] > means[1]
+def test_mixture_beats_its_flop_matched_baseline(healthy, trained_on):
+    gaps = [runs["MoE"].evaluate()["accuracy"] - runs[ACTIVE].evaluate()["accuracy"] for runs in healthy]
+    assert mean(gaps) > 0.1 and sum(gap > 0.03 for gap in gaps) >= 5  # of 6; measured: .15 to .23
+    for accuracy in trained_on.values():
+        assert accuracy["MoE"] - accuracy[ACTIVE] > 0.1
     mixture, active = healthy[0]["MoE"].model, healthy[0][ACTIVE].model
     assert 3 < count_parameters(mixture).total / count_parameters(active).total < 3.5
-    assert 1.2 < flops_per_token(mixture) / flops_per_token(active) < 1.3
+    assert 1.25 < flops_per_token(mixture) / flops_per_token(active) < 1.3
 
 
 @pytest.mark.claim("as-good-as-its-parameter-matched-baseline")
-def test_as_good_as_its_equal_total_baseline(healthy):
-    accuracy = {name: mean(runs[name].evaluate()["accuracy"] for runs in healthy) for name in healthy[0]}
-    assert abs(accuracy["MoE"] - accuracy[TOTAL]) < (accuracy["MoE"] - accuracy[ACTIVE]) / 2
+def test_as_good_as_its_parameter_matched_baseline(healthy, trained_on):
+    early = {name: mean(runs[name].evaluate()["accuracy"] for runs in healthy) for name in healthy[0]}
+    for accuracy in (early, *trained_on.values()):
+        assert abs(accuracy["MoE"] - accuracy[TOTAL]) < (accuracy["MoE"] - accuracy[ACTIVE]) / 2
     ratio = flops_per_token(healthy[0][TOTAL].model) / flops_per_token(healthy[0]["MoE"].model)
-    assert round(ratio, 1) == 2.5
+    assert round(ratio, 1) == 2.3
 
 
 @pytest.mark.alone
@@ -102,7 +104,7 @@ def bands() -> dict[float, dict[int, dict]]:
 def test_without_the_loss_two_or_three_experts_die(bands):
     for step in (200, 800):
         without, beside = bands[0.0][step]["dead"], bands[0.1][step]["dead"]  # (seeds,) of 8
-        assert 2 < without.mean() < 3.2 and without.max() < 7  # measured: 2.5 to 2.6
+        assert 1.7 < without.mean() < 3.2 and without.max() < 7  # measured: 2.0 to 2.8
         assert ((without >= 2) & (without <= 3)).mean() > 0.7 and (without >= 1).mean() > 0.9
         assert beside.mean() < 0.3 and beside.max() <= 1
     early, later = bands[0.0][20]["who"], bands[0.0][200]["who"]
@@ -113,4 +115,4 @@ def test_without_the_loss_two_or_three_experts_die(bands):
 @pytest.mark.parametrize("step", [200, 800])
 def test_the_accuracy_does_not_show_it(bands, step):
     gaps = bands[0.1][step]["accuracies"] - bands[0.0][step]["accuracies"]
-    assert abs(gaps.mean()) < 0.02 and bands[0.0][step]["accuracy"] > 0.8  # measured: .00, then .01
+    assert abs(gaps.mean()) < 0.04 and bands[0.0][step]["accuracy"] > 0.8  # measured: .01, then .01 to .02

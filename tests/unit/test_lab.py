@@ -77,8 +77,10 @@ async def test_a_new_start_keeps_a_run_to_compare_with_and_a_closed_view_says_so
         others = [stop[-1] if isinstance(stop, tuple) else stop for stop in stops if stop != widget.value]
         free = {"domains": ("greek",), "points": "3xy7"}  # where nothing is chosen from a list
         widget.value = free[control] if control in free else others[:2][-1]
+        await until(lambda old=old: lab.main_run is not old)
+        assert lab.running and lab.state.ghost is (None if control in lab.spec.same else old)  # not comparable
+        lab.pause()
         await settled()
-        assert lab.step == 0 and lab.state.ghost is (None if control in lab.spec.same else old)  # not comparable
     lab.play(50)
     await until(lambda: lab.step > 0)
     lab.close()

@@ -10,10 +10,10 @@ import torch
 from live_tools import MyMoE, assert_consistent, button, ended, mark, on_a_loop, settled, words, written
 from torch import nn
 
-from moe_lessons.analysis.counting import flops_per_token
+from moe_lessons.analysis.counting import count_parameters, flops_per_token
 from moe_lessons.analysis.load import describe_load
 from moe_lessons.nn import MoE
-from moe_lessons.plots.marks import Bars, Cells, Drawn, Parts, Points, Route, Table
+from moe_lessons.plots.marks import Bars, Boxes, Cells, Drawn, Points, Route, Table
 from moe_lessons.tasks import grid
 from moe_lessons.training import PRESETS
 from moe_lessons.training.as_pytorch import as_pytorch
@@ -23,7 +23,7 @@ from moe_lessons.widgets.playground import FRONT, FRONT_CONTROLS, PLANE_PANELS
 
 TERRITORY, HEATMAP, LOAD = range(3)
 PANELS = "territory", "heatmap", "load"
-PANELS_DRAWN = "territory", "accuracy", "cost"
+PANELS_DRAWN = "territory", "answer", "cost"
 
 
 def territory(playground: Playground) -> torch.Tensor:
@@ -122,7 +122,7 @@ async def test_muting_says_at_once_what_is_lost_also_while_it_trains(monkeypatch
     monkeypatch.setattr(live, "READING_SHARE", 1e-9)  # of itself, nothing is read anew
     playground = Playground(max_steps=10**6, top_k=1)
     playground.advance(100)
-    busiest = int(np.argmax(playground.main_run.records[-1].load[0]))
+    busiest = 1 + int(np.argmax(playground.main_run.records[-1].load[0][1:]))
     playground.play()
     for muted in (f"E{busiest}", f"E{7 - busiest}", "none", f"E{busiest}"):
         step = playground.step
@@ -133,7 +133,7 @@ async def test_muting_says_at_once_what_is_lost_also_while_it_trains(monkeypatch
     text = playground.canvas.words["reading"]
     before, after = (float(word.rstrip("%")) for word in text.split("accuracy ")[1].split(" on ")[0].split(" → "))
     assert after < before - 3
-    playground.set(num_experts=busiest or 1)  # that expert is gone
+    playground.set(num_experts=busiest)  # that expert is gone
     await ended(playground)
     assert playground.inputs["mute"].value == "none" and "muted" not in words(playground)
 
@@ -183,9 +183,17 @@ def test_a_token_is_followed_through_the_router_to_its_experts():
     weights = dict(zip(routing.expert_idx[mine].tolist(), routing.weight[mine].tolist()))
     assert {e: w for e, w in enumerate(drawn.weights.tolist()) if w} == pytest.approx(weights) and len(weights) == 2
     assert drawn.label == playground.plane.classes[3] and drawn.correct == playground.plane.correct[3]
-    work, accuracy = (mark(playground, place, Parts).values[:, 0].tolist() for place in (3, 4))
-    assert work == [flops_per_token(run.model) for run in playground.runs.values()] and work[1] < work[0] < work[2]
-    assert accuracy == pytest.approx([run.evaluate(256)["accuracy"] for run in playground.runs.values()])
+
+
+def test_one_strip_says_what_each_model_stores_computes_and_gets_right():
+    playground = Playground(play=20)
+    strip, runs = mark(playground, 2, Boxes), playground.runs.values()
+    bars = [i for i, fill in enumerate(strip.fill) if fill > 3]
+    sizes, flops, right = (strip.places[bars[column::3], 2] for column in range(3))
+    assert sizes / sizes.max() == pytest.approx([count_parameters(run.model).total / 1464 for run in runs])
+    assert flops / flops.max() == pytest.approx([flops_per_token(run.model) / 2624 for run in runs])
+    assert right / sizes.max() == pytest.approx([run.evaluate(256)["accuracy"] for run in runs])
+    assert strip.says[bars[0]] == "MoE, parameters: 1,464" and strip.texts[bars[0] + 1] == "1,464"
 
 
 @on_a_loop
@@ -277,7 +285,7 @@ def a_block(change=lambda x, y, routing: (y, routing), **attributes):
 @pytest.mark.parametrize(
     "block, message",
     [
-        (a_block(d_ff=None), "keep d_ff as given .4., got None in Block"),
+        (a_block(d_ff=None), "keep d_ff as given .3., got None in Block"),
         (a_block(experts=[nn.Linear(16, 16)]), "keep its experts in a module such as nn.ModuleList, got Block"),
         (a_block(change=lambda x, y, routing: y), r"return \(y, Routing\), got Block, which does not"),
         (a_block(change=lambda x, y, routing: (y.sum(dim=-1), routing)), "return a finite y of the shape of x"),

@@ -46,7 +46,7 @@ FEW = [
 SIZES = [(e, k) for e in (1, 2, 4, 8, 16) for k in sorted({1, 2, 4, e}) if k <= e]
 ALL = [
     PlaneSetting("checker", e, k, d_ff, router=router, expert_bias_rate=0.01 * (router == "sigmoid"))
-    for (e, k), d_ff, router in itertools.product(SIZES, (4, 8), ("top-k", "frozen", "sigmoid", "expert choice"))
+    for (e, k), d_ff, router in itertools.product(SIZES, (3, 8), ("top-k", "frozen", "sigmoid", "expert choice"))
 ]
 
 

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from moe_lessons.course.interview import SENTENCE
+from moe_lessons.course.interview import SENTENCE, SHORT
 from web.build import broken_links
 from web.lesson_views import read_clean
 
@@ -22,10 +22,10 @@ LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RUN = "03_parameters_and_compute.ipynb"  # it has widgets, and is soon run
 CDN = ["https://cdn.org/a.css", "https://cdn.org/a.js"]
 DOORS = {
+    "README.html": "Lessons",
     "speedup.html": "Speedup map",
-    "wall.html#num_entries=500&lr=0.01": "Memorisation grid",
+    "wall.html": "Memorisation grid",
     "text.html": "Your own text",
-    "notebooks/00_welcome.html": "Start the course",
 }
 
 
@@ -82,14 +82,17 @@ def test_it_has_the_other_documents_and_the_package(site):
 
 def test_its_front_page_is_the_playground_with_the_answer_and_doors(site):
     page = (site / "index.html").read_text(encoding="utf-8")
-    assert SENTENCE in unescape(page) and "yet runs faster. How?" in page
+    assert all(text in unescape(page) for text in (SHORT, SENTENCE, "yet runs faster. How?"))
+    assert 'class="front-start" href="notebooks/00_welcome.html"' in page
     assert (
         '<div data-moe="playground" data-guide><img src="_images/playground.png"' in page
         and 'src="page/page.js"' in page
     )
     assert "searchindex.js" not in page  # 150 kB that nothing here needs
-    doors = re.search(r'<p class="front-doors">(.*?)</p>', page, re.S)[1]
+    doors = re.search(r'<nav class="front-doors".*?>(.*?)</nav>', page, re.S)[1]
     assert re.findall(r'href="(.*?)">(.*?)<', unescape(doors)) == [*DOORS.items()]
+    doors = re.search(r'<nav class="front-doors".*?>(.*?)</nav>', (site / "text.html").read_text("utf-8"), re.S)[1]
+    assert re.findall(r'aria-current="page">(.*?)<', doors) == ["Your own text"]
 
 
 def test_its_page_of_a_view_has_that_view_and_a_picture_where_no_script_runs(site):

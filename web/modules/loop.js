@@ -91,7 +91,9 @@ const KEPT_WEIGHTS = "The weights of the last good step are kept: lower the lear
 let run = null;
 let opening = null;
 let playing = false;
-let seen = true;
+let seen = false; // the page says so
+let pace = Infinity; // steps a second at most
+let next = 0; // when a step is due
 let until = 0;
 let asked = false;
 let isWorking = false;
@@ -107,6 +109,7 @@ let textsShownAt = 0;
 let sent = {}; // more: steps to train in a pause
 const turns = new MessageChannel();
 const waiting = [];
+const idle = () => new Promise((go) => setTimeout(go, 2)); // milliseconds: no step is due
 turns.port1.onmessage = () => waiting.shift()();
 const turn = () =>
   new Promise((go) => {
@@ -168,7 +171,9 @@ async function work() {
       const now = performance.now();
       const due = shownAt + 1000 / FPS;
       const end = due > now ? Math.min(due, now + TURN) : now + TURN;
-      while ((more || (playing && seen)) && !asked && performance.now() < end) {
+      const isDue = () => more || (playing && seen && performance.now() >= next);
+      while (isDue() && !asked && performance.now() < end) {
+        next = Math.max(next + 1000 / pace, performance.now() - TURN);
         const current = run;
         const isGood = await (busy = current.train());
         if (current !== run) break; // another was started meanwhile
@@ -179,7 +184,7 @@ async function work() {
         asked ||= !playing && !more;
       }
       if (asked || (performance.now() >= due && frame - drawn < IN_FLIGHT)) await (busy = sendPicture());
-      await turn();
+      await (playing && !asked && performance.now() < next ? idle() : turn());
     }
   } catch (error) {
     postMessage({ refused: `The training stopped: ${error.message.replace(/\.?$/, ".")}` });
@@ -240,12 +245,13 @@ export function serve(open, ...same) {
       ({ isMore } = asks);
       sent = {};
     },
+    pace: ({ most }) => (pace = most),
     seen: ({ isSeen }) => (seen = isSeen),
     drawn: ({ number }) => (drawn = number),
   };
   onmessage = async ({ data }) => {
     await HEARD[data.kind](data);
-    asked ||= !["drawn", "seen"].includes(data.kind);
+    asked ||= !["drawn", "seen", "pace"].includes(data.kind);
     work();
   };
 }

@@ -1,5 +1,9 @@
 // What the views of a page share: how files arrive, and elements, buttons and controls. Workers import it as well.
 
+import { sayOn } from "./canvas/copy.js";
+
+const hasMouse = globalThis.matchMedia?.("(hover: hover)") ?? { matches: true }; // a worker has none
+export const KEPT = "Your previous setting stays.";
 const kept = new Map(); // everything is asked for once, and again where it did not arrive
 export function once(name, load) {
   if (!kept.has(name))
@@ -103,20 +107,20 @@ export class Place {
     return `<iframe src="${address}" title="moe_lessons: ${this.view}" width="100%" height="900"></iframe>`;
   }
   shares() {
-    const copy = async (what, text) => {
-      const isCopied = await navigator.clipboard?.writeText(text).then(
-        () => true,
-        () => false,
-      );
-      this.say(`${isCopied ? "Copied" : what}: ${text} It starts again at step 0.`);
+    const copying = (name, tip, give) => {
+      const made = button(name, tip, () => {
+        const text = give();
+        const copied = navigator.clipboard?.writeText(text) ?? Promise.reject(new Error("no clipboard"));
+        copied.then(
+          () => sayOn(made, "Copied"),
+          () => this.say(`Copy this by hand: ${text}`),
+        );
+      });
+      return made;
     };
     return [
-      button("Copy link", "The address of these settings: there it trains anew", () =>
-        copy("The link", this.link),
-      ),
-      button("Embed", "One line of HTML that shows this state in a page of yours", () =>
-        copy("The line", this.frame),
-      ),
+      copying("Copy link", "The address of these settings: there it trains anew", () => this.link),
+      copying("Embed", "One line of HTML that shows this state in a page of yours", () => this.frame),
     ];
   }
   // Calls seen(isSeen), and opened() where a link is opened in the address.
@@ -154,7 +158,7 @@ export function guide(hints) {
       if (hint.isConnected) next();
     };
     element.addEventListener(event, follow);
-    hint.replaceChildren(text, close);
+    hint.replaceChildren(hasMouse.matches ? text : text.replace("Point at", "Tap"), close);
     below.after(hint);
   };
   next();

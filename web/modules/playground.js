@@ -2,10 +2,11 @@
 // and a worker that trains. The wall of facts is one, too: see wall.js.
 
 import canvas from "./canvas/index.js";
-import { copyOrSave } from "./canvas/copy.js";
-import { Control, bar, button, guide, json, make } from "./parts.js";
+import { GIVEN, copyOrSave } from "./canvas/copy.js";
+import { Control, KEPT, bar, button, guide, json, make } from "./parts.js";
 import { Settings } from "./settings.js";
 
+const SLOWLY = 100; // steps a second until somebody touches it: so one sees how it learns
 const LOADING = "Loading what trains. The picture is of an earlier training.";
 export const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -26,21 +27,22 @@ export class Playground {
     const reset = button("Reset", "Start afresh with the same settings", () => this.apply({}, true));
     const works = Object.entries(settings.presets).filter(([, { off }]) => !off);
     this.presets = works.map(([name, { tip }]) => button(name, tip, () => this.choose(name)));
-    const moved = (name) => (value) => this.apply({ [name]: value });
+    const moved = (name) => (value) => {
+      if (this.apply({ [name]: value }) && this.hasTrained) this.ask("play"); // a new start trains on
+    };
     const control = (name) => new Control(`${place.id}-${name}`, settings.controls[name], moved(name));
     const shown = settings.names.filter((name) => name !== "points"); // they are drawn
     this.controls = Object.fromEntries(shown.map((name) => [name, control(name)]));
     this.past = []; // points before each that were drawn
     this.off = make("div", { class: "moe-off" });
     const { front } = settings;
-    const first = front ? front.controls : [];
-    const groups = Object.entries(settings.headings).flatMap(([group, heading]) => [
-      make("div", { class: "moe-group" }, heading),
-      ...settings[group]
-        .filter((name) => shown.includes(name) && ![...first, "pen"].includes(name))
-        .map((name) => this.controls[name].element),
-      ...(group === "live" ? [this.off] : []),
-    ]);
+    const first = front?.controls ?? settings.names;
+    const elementOf = (name) => this.controls[name].element;
+    const groups = Object.entries(settings.headings).map(([group, heading]) => {
+      const names = settings[group].filter((name) => shown.includes(name) && name !== "pen");
+      const parts = [make("div", { class: "moe-group" }, heading), ...names.map(elementOf)];
+      return [make("div", {}, ...parts, ...(group === "live" ? [this.off] : [])), names];
+    });
     this.view = make("div", { class: "moe-page-view" });
     this.still = [...place.home.childNodes].filter((node) => node !== place.said);
     this.view.append(...this.still, make("p", { class: "moe-loading" }, LOADING));
@@ -51,21 +53,22 @@ export class Playground {
     const inSight = [this.play, ...Object.values(breaking), reset, ...(front ? [More] : [])];
     const rest = [...this.steps, ...more, ...shares];
     const dock = make("div", { class: "moe-dock" }, bar(make("b", {}, settings.words.title), ...inSight));
-    dock.append(
-      make("div", { class: "moe-page-first" }, ...first.map((name) => this.controls[name].element)),
-    );
     const drawing = this.drawing(settings.words.own);
-    dock.append(...drawing);
-    const others = make("div", { class: "moe-page-controls" }, ...groups);
+    const others = groups.map(([element]) => element);
+    dock.append(...drawing, make("div", { class: "moe-page-controls" }, ...others));
     const bars = [bar(...rest), ...(presets.length ? [bar(...presets)] : [])];
-    this.rest = front ? [...bars, ...drawing, others] : [];
+    const isFirst = (name) => first.includes(name);
+    const later = groups.flatMap(([element, names]) =>
+      names.some(isFirst) ? names.filter((name) => !isFirst(name)).map(elementOf) : [element],
+    );
+    this.rest = front ? [...bars, ...drawing, ...later, this.off] : [];
     for (const element of this.rest) element.hidden = true;
-    place.home.replaceChildren(dock, ...bars, place.said, this.view, others);
+    place.home.replaceChildren(dock, ...bars, place.said, this.view);
     if ("guide" in place.home.dataset) this.guide();
     this.worker = new Worker(new URL(worker, import.meta.url), { type: "module" });
     this.worker.onmessage = ({ data }) => this.answer(data);
     this.worker.onerror = () =>
-      this.say(`${worker} did not arrive, or this browser has no workers that are modules.`);
+      this.say("The trainer could not be loaded: reload the page, or try a newer browser.");
     place.watch(
       (isSeen) => this.ask("seen", { isSeen }),
       () => this.open(),
@@ -112,7 +115,7 @@ export class Playground {
       Object.entries(this.settings.words.hints).map(([name, text]) => {
         const element = elements[name] ?? this.controls[name].input;
         const event = { BUTTON: "click", INPUT: "input" }[element.tagName] ?? "pointerover";
-        return { below: this.place.said, element, event, text };
+        return { below: this.view, element, event, text };
       }),
     );
   }
@@ -137,7 +140,7 @@ export class Playground {
   }
   /**
    * Put other values in force, as `Lab.apply` does: a new start for what is structural, else a turn of the knobs. Or say
-   * why not, and change nothing. From here on `values` are what is asked for; `standing` is what trains.
+   * why not, and change nothing. Return whether it starts afresh. From here on `values` are what is asked for; `standing` is what trains.
    */
   apply(asked, restart = false) {
     const { settings, values: before } = this;
@@ -145,9 +148,9 @@ export class Playground {
     try {
       values = settings.check({ ...before, ...asked });
     } catch (error) {
-      this.say(`${error.message} What stands is kept.`);
+      this.say(`${error.message} ${KEPT}`);
       this.show();
-      return;
+      return false;
     }
     this.say("");
     this.values = values;
@@ -158,6 +161,7 @@ export class Playground {
     this.isOpening ||= changes.restart;
     if (!this.isOpening) this.standing = values;
     this.show();
+    return changes.restart;
   }
   /** Set all that a preset sets; 'rescued' goes on with a collapsed run, if that is here. */
   choose(preset) {
@@ -169,13 +173,14 @@ export class Playground {
     if (started || refused) this.isOpening = false;
     if (started) this.standing = this.values;
     if (refused) {
-      this.say(`${refused} ${this.standing ? "What stands is kept." : "Reload the page to try again."}`);
+      this.say(`${refused} ${this.standing ? KEPT : "Reload the page to try again."}`);
       if (this.standing) {
         this.values = this.standing;
         this.show();
       }
     }
     if (!content) return;
+    this.hasTrained = content.words.step > 0 || playing;
     this.draw(content, data);
     if (playing === this.isPlaying) return;
     this.isPlaying = playing;
@@ -193,7 +198,7 @@ export class Playground {
     const count = points.length / 4;
     const { most } = this.settings.controls.points;
     if (count > most) {
-      this.say(`points must be at most ${most}, got ${count}. What stands is kept.`);
+      this.say(`points must be at most ${most}, got ${count}. ${KEPT}`);
       return;
     }
     this.past.push(this.values.points);
@@ -227,7 +232,7 @@ export class Playground {
       const { first } = settings;
       if (values) this.show();
       else this.apply(settings.preset(first), true);
-      this.say(`${error.message} ${standing ? "What stands is kept." : `Here is the preset ${first}.`}`);
+      this.say(`${error.message} ${standing ? KEPT : `Here is the preset ${first}.`}`);
     }
   }
 }
@@ -238,9 +243,16 @@ export class Playground {
  */
 export default async function show(place) {
   const settings = new Settings(await json("manifest.json"));
-  const copied = async () => place.say(await copyOrSave(settings.code(view.values), "moe_plane.py"));
+  const copied = async () => {
+    const text = await copyOrSave(settings.code(view.values), "moe_plane.py", copy);
+    place.say(text);
+    setTimeout(() => place.said.textContent === text && place.say(""), GIVEN);
+  };
   const copy = button("Copy as PyTorch", settings.code_of.tip, copied);
   const view = new Playground(place, settings, "worker.js", [copy]);
   if (!calm.matches) view.ask("play");
+  view.ask("pace", { most: SLOWLY });
+  const touched = () => view.ask("pace", { most: Infinity });
+  for (const kind of ["pointerdown", "keydown"]) place.home.addEventListener(kind, touched, { once: true });
   view.open();
 }

@@ -3,7 +3,7 @@
 
 import canvas from "./canvas/index.js";
 import { range } from "./canvas/numbers.js";
-import { Control, bar, button, filled, json, make, pack, unpacked } from "./parts.js";
+import { Control, KEPT, bar, button, filled, json, make, pack, unpacked } from "./parts.js";
 import { graph, halves, randomOf, whole } from "./runtime.js";
 
 const MOST = 1000;
@@ -187,7 +187,7 @@ class OwnText {
         : bad
           ? `The address cannot be read: ${bad} must be from 0 to ${counts[bad] - 1}, got ${given[bad]}.`
           : "";
-    if (why && this.text !== undefined) return place.say(`${why} What stands is kept.`);
+    if (why && this.text !== undefined) return place.say(`${why} ${KEPT}`);
     this.change({ text, layer: Number(layer), token: token && Number(token), trouble: why });
   }
   change(state) {
@@ -222,7 +222,8 @@ class OwnText {
     const count = bytes.length;
     const token = Math.min(this.token ?? count, count - 1);
     const note = text ? count < all.length && filled(words.long, { bytes: all.length, window }) : words.empty;
-    place.say([this.trouble, note].filter(Boolean).join(" "));
+    const cut = text.length > MOST ? `A link has its last ${MOST.toLocaleString("en")} letters.` : "";
+    place.say([this.trouble, note, cut].filter(Boolean).join(" "));
     const state = { text: text.slice(-MOST), layer, ...(this.token !== null && { token }) };
     if (!this.writing) place.keep(String(new URLSearchParams(state)));
     this.controls[0].show(

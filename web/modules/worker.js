@@ -199,12 +199,19 @@ const PANELS = {
     const [probabilities, weights] = [probs, serves].map((data) => rowOf(data, E, token));
     return { "0.probs": ["f4", [E], probabilities], "0.weights": ["f4", [E], weights] };
   },
-  work: ({ manifest: { work } }) => ({ "0.values": ["f4", [work.length, 1], work] }),
-  accuracy({ drawing, shared }, { plain: { accuracy } }, header) {
-    const [mark] = header.marks;
-    if (drawing.length) header.title = shared.words.own.accuracy;
-    mark.texts = [...accuracy].map(toPercent);
-    return { "0.values": ["f4", [accuracy.length, 1], accuracy] };
+  // Three heads, then for each model three bars, and behind each its number: only the last pair is not fixed.
+  answer({ manifest, shared }, { plain: { accuracy } }, { marks: [mark] }) {
+    const [type, shape, fixed] = manifest.answer["0.places"];
+    const places = [...fixed];
+    accuracy.forEach((part, row) => {
+      const bar = 3 + 6 * row + 4;
+      const wide = shared.numbers.longest * part;
+      [places[4 * bar], places[4 * bar + 2]] = [2 + wide / 2, wide];
+      const text = `${(100 * part).toFixed()} %`;
+      mark.texts[bar + 1] = text;
+      mark.says[bar] = mark.says[bar].replace(/\d+ %$/, text);
+    });
+    return { ...manifest.answer, "0.places": [type, shape, places] };
   },
   heatmap(run, { probs, serves }) {
     const { experts: E } = run.manifest;
@@ -296,6 +303,8 @@ function lines(run, out) {
   const lost = muted(run) === null ? "" : filled(reading.muted, values);
   return {
     words: words + worse + ofDrawing + hint,
+    verdict: words.split(/[:;.]/)[0],
+    sizes: `${E} experts, top-${run.manifest.top_k}`,
     reading: filled(reading.token, { token, x, y, label, verdict, read, served }) + lost,
   };
 }

@@ -15,7 +15,7 @@ from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from tqdm import tqdm
 
-from moe_lessons.course.interview import CONDITIONS, SENTENCE
+from moe_lessons.course.interview import CONDITIONS, SENTENCE, SHORT
 from web.lesson_views import LESSON_FILES, read_clean, views_of
 
 HERE = Path(__file__).parent
@@ -37,22 +37,22 @@ myst_heading_slug_func = "conf.slug"
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
-html_theme_options = {"back_to_top_button": False, "navbar_center": [], "show_prev_next": True, "footer_end": []}
+html_theme_options = {"back_to_top_button": False, "navbar_center": ["doors.html"], "footer_end": []}
 VIEWS = {  # pages of the site, each with the view of the page of this name
     "wall": {
         "title": "Memorisation grid: what a model memorises",
-        "text": "Three models memorise a phone book, in your browser, by the course's own training step: a "
-        "mixture of experts, a dense model with the same FLOPs per token, and one with as many parameters as the "
-        "MoE. Each square of the memorisation grid is an entry, coloured once the model has memorised it. Point at one "
-        "to read it.",
+        "text": "Three models memorise a phone book, in your browser, with the same code as the notebooks: "
+        "a mixture of experts, a dense model with the same FLOPs per token, and one with as many parameters as "
+        "the MoE. Each square of the memorisation grid is an entry, coloured once the model has memorised it. Point at "
+        "one, or tap it, to read it.",
         "picture": "_images/facts.png",
         "alt": "Two memorisation grids that are partly coloured, one that is nearly full",
     },
     "speedup": {
         "title": "The speedup of an MoE: over which dense model, at which batch size",
         "text": "The time of a step of a dense model over that of a mixture of experts, by the roofline of a machine, "
-        "from its bytes and FLOPs. Choose a model, a machine, the precision and the context; point at a place to read "
-        "what bounds both models there.",
+        "from its bytes and FLOPs. Choose a model, a machine, the precision and the context; point at a place, or tap "
+        "it, to read what bounds both models there.",
         "picture": "_static/speedup.png",
         "alt": "A map: the width of the dense model from left to right, the batch size upwards, the speedup as colour",
     },
@@ -73,14 +73,14 @@ templates_path, html_css_files = ["templates"], ["site.css"]
 html_additional_pages = {"index": "front.html"} | dict.fromkeys(VIEWS, "view.html")
 html_static_path = ["site.css", "../../docs/text.png", "../../docs/speedup.png"]
 QUESTION = re.search(r"^\*\*(.+? How\?)\*\*", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)[1]
-DOORS = {  # buttons of the front page -> where they lead
+DOORS = {  # of the bar of each page -> where they lead
+    "Lessons": "README.html",
     "Speedup map": "speedup.html",
-    "Memorisation grid": "wall.html#num_entries=500&lr=0.01",
+    "Memorisation grid": "wall.html",
     "Your own text": "text.html",
-    "Start the course": "notebooks/00_welcome.html",
 }
 html_context = {"default_mode": "auto", "question": QUESTION, "doors": list(DOORS.items())}
-html_context |= {"views": VIEWS, "sentence": SENTENCE, "conditions": CONDITIONS.replace("*", "")}
+html_context |= {"views": VIEWS, "short": SHORT, "sentence": SENTENCE, "conditions": CONDITIONS.replace("*", "")}
 html_favicon = "favicon.svg"
 html_show_sourcelink = html_copy_source = html_use_index = html_domain_indices = False
 

@@ -9,14 +9,13 @@ from moe_lessons.plots.panels import block, compared, passages, shares
 
 PANELS: dict[str, Callable[[Any], Panel]] = {
     "block": block.block,
-    "accuracy": compared.accuracy,
+    "answer": compared.answer,
     "balance": compared.balance,
     "cost": compared.cost,
     "curves": compared.curves,
     "facts known": compared.facts_known,
-    "loss": compared.training_losses,
+    "loss": compared.loss,
     "quality": compared.quality,
-    "work": compared.work,
     "classes": passages.classes,
     "domains": passages.domains,
     "text": passages.text,

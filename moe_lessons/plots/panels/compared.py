@@ -5,12 +5,13 @@ import math
 import numpy as np
 
 from moe_lessons.analysis.counting import count_parameters, flops_per_token
-from moe_lessons.plots.marks import Axis, Lamps, Line, Panel, Parts, Rule, Spots, Table, roomy
+from moe_lessons.plots.marks import Axis, Boxes, Lamps, Line, Panel, Rule, Spots, Table, roomy
 from moe_lessons.plots.panels._history import X_AXES, as_array, history, spent
 from moe_lessons.plots.theme import ALIVE, DEAD, model_inks, short_number
 
 WIDE = 1.25  # a memorisation grid is so much wider than high
-OWN_ACCURACY = "Accuracy around your points"  # new draws of them: no point is kept apart
+ANSWER = "parameters", "FLOPs per token", "correct"  # the columns of `answer`
+LONGEST, VALUE = 0.6, 0.63  # of a column: its longest bar, and where its numbers begin
 NUM_HELD_OUT, NUM_HELD_OUT_SEQUENCES = 256, 48  # to measure loss and accuracy on: points, or sequences of text
 CURVES = {  # name -> title, what of a reading
     "dead experts": ("Dead experts", "dead"),
@@ -40,7 +41,7 @@ def loss_panel(curves, ghost=None, x_axis: str = "steps", marks=(), first_x: flo
     return Panel("Loss (cross entropy, nats)", [*rules, *lines], spent_axis(x_axis, reach, first), Axis(0, top))
 
 
-def training_losses(view) -> Panel:
+def loss(view) -> Panel:
     x_axis, ghost = view.state.x_axis, view.state.ghost
     curves = {name: (spent(run, x_axis), history(run).column("loss")) for name, run in view.runs.items()}
     earlier = ghost and (spent(ghost, x_axis), history(ghost).column("loss"))
@@ -106,27 +107,29 @@ def cost(view) -> Panel:
     return Panel("What each model costs", [Table(tuple(columns), rows, cells, model_inks(columns))])
 
 
-def work(view) -> Panel:
-    """Show the FLOPs of the forward pass of a token in each model."""
-    flops = [flops_per_token(run.model) for run in view.runs.values()]
-    return bars_panel("FLOPs per token", view.runs, flops, [f"{value:,}" for value in flops], max(flops))
+def answer(view) -> Panel:
+    """Show what each model stores, what it computes for a token, and how much of what is held out it gets right."""
+    models = [run.model for run in view.runs.values()]
+    sizes, flops = [count_parameters(model).total for model in models], list(map(flops_per_token, models))
+    right = [100 * run.evaluate(NUM_HELD_OUT)["accuracy"] for run in view.runs.values()]
+    columns = (sizes, max(sizes), "{:,}"), (flops, max(flops), "{:,}"), (right, 100, "{:.0f} %")
+    heads = [((at, -0.9, 0, 0), name, 0, "") for at, name in enumerate(ANSWER)]
+    boxes = []
+    for row, (model, ink) in enumerate(zip(view.runs, model_inks(view.runs))):
+        for at, (values, most, form) in enumerate(columns):
+            wide, text = LONGEST * values[row] / most, form.format(values[row])
+            boxes.append(((at + wide / 2, row, wide, 0.6), "", 4 + ink, f"{model}, {ANSWER[at]}: {text}"))
+            boxes.append(((at + VALUE, row, 0, 0), text, 0, ""))
+    places, texts, fills, says = zip(*heads, *boxes)
+    none = [-1] * len(places)
+    mark = Boxes(np.array(places, "f4"), texts, np.array(fills, "i4"), np.array(none, "i4"), np.array(none, "i4"), says)
+    rows = Axis(len(models) - 0.5, -1.4, ticks=list(enumerate(view.runs)))
+    return Panel("What each model stores, computes and gets right", [mark], Axis(0, 3, ticks=()), rows, height=108)
 
 
 def is_own(run) -> bool:
     """Return whether it learns points that were drawn by hand: none of them are held out."""
     return bool(getattr(run.task, "points", ""))
-
-
-def accuracy(view) -> Panel:
-    found = [run.evaluate(NUM_HELD_OUT)["accuracy"] for run in view.runs.values()]
-    title = OWN_ACCURACY if is_own(view.main_run) else "Held-out accuracy"
-    return bars_panel(title, view.runs, found, [f"{value:.1%}" for value in found], 1)
-
-
-def bars_panel(title: str, names, values, texts, high: float) -> Panel:
-    """Show a bar for each model: names and values (M,), texts at their ends."""
-    bars = Parts(list(names), [""], np.array(values, "f4")[:, None], (), texts, model_inks(names))
-    return Panel(title, [bars], Axis(0, high, ticks=()), height=150)
 
 
 def outcomes(view) -> tuple[list[int], list[tuple[int, str]]]:

@@ -23,6 +23,7 @@ import { point } from "./pointer.js";
  */
 
 const FADE = 140; // milliseconds
+const FRESH = 4000; // milliseconds for which it is said that it has started afresh
 const STATUS = 100; // milliseconds: to count in each picture costs a layout
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -57,7 +58,10 @@ function takeColors(view, colors) {
 }
 
 function takeWords(view, words) {
-  if (words.step === 0 && view.words.step > 0) view.pinned = null; // it starts afresh: who is held is another
+  if (words.step < view.words.step) {
+    view.pinned = null; // it starts afresh: who is held is another
+    view.freshAt = performance.now();
+  }
   Object.assign(view.words, words);
 }
 
@@ -179,19 +183,25 @@ function showWords(view, now) {
   say(parts.status, status(view));
 }
 
-// What is done, and how long it will train yet, at the speed it has had.
+// What is done, what came of it, and how long it will train yet, at the speed it has had.
 function status(view) {
-  const { step, state, budget, until } = view.words;
+  const { step, until, verdict, sizes } = view.words;
   if (until === undefined) return "";
+  const fresh = sizes && performance.now() - view.freshAt < FRESH ? `Started afresh: ${sizes}` : "";
+  return [fresh, `step ${step}`, verdict, doing(view)].filter(Boolean).join(" · ");
+}
+
+function doing(view) {
+  const { step, state, budget, until } = view.words;
   if (state !== "training") {
     view.began = null;
     const steps = `${budget} step${budget > 1 ? "s" : ""}`;
-    return `step ${step} · ${state}${budget && until && step >= until ? ` after ${steps}, press Play for more` : ""}`;
+    return `${state}${budget && until && step >= until ? ` after ${steps}, press Play for more` : ""}`;
   }
   const now = performance.now();
   if (view.began?.until !== until || step < view.began.step) view.began = { until, step, at: now };
   const left = ((until - step) * (now - view.began.at)) / (step - view.began.step) / 1000;
-  return `step ${step} · training${left >= 2 && left < 1e5 ? `, ${left.toFixed()} s left` : ""}`;
+  return `training${left >= 2 && left < 1e5 ? `, ${left.toFixed()} s left` : ""}`;
 }
 
 function showChips(view) {

@@ -8,7 +8,7 @@ import { drawCards, dress, receive, resize } from "./frames.js";
 import { named, pick, point, tell, under } from "./pointer.js";
 import { drawn } from "./drawing.js";
 import { keyPressed } from "./keyboard.js";
-import { copyOrSave } from "./copy.js";
+import { GIVEN, copyOrSave } from "./copy.js";
 import { answered, hearControls, homeOf, isCellRunning, makeSkip, nameControls } from "./controls.js";
 import { keepStill, save } from "./stills.js";
 import { keep } from "./keep.js";
@@ -16,7 +16,6 @@ import { keep } from "./keep.js";
 /** @typedef {import("./view.js").View} View  One display of the widget. */
 
 const TIDYING = 500; // milliseconds between two looks at what is around the pictures
-const GIVEN = 15_000; // milliseconds for which it is said where a text is
 const LOADING = 300; // milliseconds after which the style of a new theme is loaded
 const scheme = matchMedia("(prefers-color-scheme: dark)");
 
@@ -148,7 +147,10 @@ function connect(view, model) {
 async function give(view, { text, name }) {
   if (!view.isSeen) return;
   const { given } = view.parts;
-  given.textContent = await copyOrSave(text, name);
+  const button = [...homeOf(view).querySelectorAll(".moe-bar button")].find((each) =>
+    /^Copy/.test(each.textContent),
+  );
+  given.textContent = await copyOrSave(text, name, button);
   setTimeout(() => (given.textContent = ""), GIVEN);
 }
 

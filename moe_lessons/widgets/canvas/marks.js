@@ -387,19 +387,29 @@ function writeInBox({ pen, view }, { fill, texts, strong }, { x, y, wide }, grou
   pen.write(pen.shorten(texts[i], room), x, y, letters);
 }
 
-function stopsOfBoxes(card, { places, texts, expert, token, says }) {
-  const linked = range(texts.length).filter((i) => expert[i] >= 0 || token[i] >= 0);
+function stopsOfBoxes(card, { places, texts, fill, expert, token, says }) {
+  const isLinked = (i) => expert[i] >= 0 || token[i] >= 0;
+  const isBar = (i) => fill[i] > 3 && Boolean(says[i]);
+  const linked = range(texts.length).filter((i) => isLinked(i) || isBar(i));
   const parts = linked.map((i) => ({ ...boxAt(card, places, i), i }));
   const at = (px, py) =>
     parts.findIndex(({ x, y, wide, high }) => 2 * Math.abs(x - px) < wide && 2 * Math.abs(y - py) < high);
   const tell = (part) => {
     const { i } = parts[part];
     const e = expert[i] < 0 ? undefined : expert[i];
+    if (!isLinked(i)) return { title: says[i], rows: [] };
     if (token[i] < 0) return { expert: e, title: `E${e}`, rows: [[e, says[i], texts[i]]] };
     return { expert: e, token: token[i], title: `Token ${token[i]}`, rows: [[e ?? null, says[i], ""]] };
   };
   const place = (part) => [parts[part].x, parts[part].y];
-  return { columns: parts.length, count: parts.length, noun: "boxes", place, at, tell };
+  return {
+    columns: parts.length,
+    count: parts.length,
+    noun: linked.some(isLinked) ? "boxes" : "",
+    place,
+    at,
+    tell,
+  };
 }
 
 // --- Arrows ---

@@ -50,13 +50,14 @@ export function drawRoute(card, { probs, weights, token, place, label, correct }
   const down = (from, to) => pen.stroke(bow(at.middle, from, at.middle, to), { color: line, width: 1.5 });
   down(at.token, at.router);
   down(at.sum, at.answer);
-  for (const expert of busy) drawFlow(card, at, x(expert), expert, weights[expert]);
+  for (const expert of busy) drawFlow(card, at, x(expert), expert, weights[expert], probs[expert]);
   range(probs.length).forEach((expert) =>
     drawExpert(card, at, x(expert), expert, probs[expert], weights[expert]),
   );
   const where = place.map((value) => value.toFixed(2).replace("-", "−")).join(", ");
   frame(`token ${token} at (${where})`, at.token, Math.min(190, at.wide), 600);
-  frame(`router: a probability for each of ${probs.length} experts`, at.router, at.wide - 2, 400);
+  const each = probs.length > 1 ? `a probability for each of ${probs.length} experts` : "there is one expert";
+  frame(`router: ${each}`, at.router, at.wide - 2, 400);
   const terms = busy.map((expert) => `${weights[expert].toFixed(2)} · E${expert}(x)`).join(" + ");
   const sum =
     busy.length > 4 ? `weighted sum of ${busy.length} experts` : `y = ${terms || "0: no expert serves it"}`;
@@ -66,11 +67,12 @@ export function drawRoute(card, { probs, weights, token, place, label, correct }
 }
 
 // From the router through an expert into the sum, as wide as its weight; dashes move on with the pictures.
-function drawFlow({ pen, view }, at, x, expert, weight) {
+function drawFlow({ pen, view }, at, x, expert, weight, prob) {
   const color = css(view.palette[expert % 8]);
   const width = 2 + 7 * weight;
   const { context } = pen;
-  for (const path of [bow(x, at.bars, x, at.experts), bow(x, at.experts, at.middle, at.sum)]) {
+  const below = at.bars + prob * at.longest + 17; // the number of its probability
+  for (const path of [bow(x, below, x, at.experts), bow(x, at.experts, at.middle, at.sum)]) {
     pen.stroke(path, { color, width, lineCap: "butt" });
     context.lineDashOffset = motion.matches ? 0 : -performance.now() / 25;
     pen.stroke(path, { color: css(view.paper, 0.75), width: 1.5, dash: [4, 14] });
@@ -98,7 +100,8 @@ function drawExpert({ pen, view }, at, x, expert, prob, weight) {
     : { color: css(view.quiet) };
   pen.write(name, x, at.experts, style);
   if (at.pitch < (isBusy ? 25 : 34)) return;
-  const text = percent(prob);
+  const isNarrow = pen.measure(percent(prob)) > at.pitch - 2;
+  const text = isNarrow ? (100 * prob).toFixed() : percent(prob);
   pen.write(text, x, at.bars + prob * at.longest + 9, { halo: css(view.paper), weight: isBusy ? 700 : 400 });
 }
 

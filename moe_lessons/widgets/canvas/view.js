@@ -72,6 +72,7 @@ import { css, hatchOf, inkOn, mix, tile } from "./colors.js";
  * @property {number} frame the number of the last picture that came
  * @property {number} shown of the one that is seen
  * @property {number} frames how many were drawn
+ * @property {number} [freshAt] when it last started afresh
  * @property {number} asked the picture whose drawing is to be answered; 0: none
  * @property {number} received how many came since the last answer
  * @property {number} drawn how many of them were drawn
