@@ -112,15 +112,13 @@ class Spots(NamedTuple):
 
 class Parts(NamedTuple):
     """A horizontal bar for each of `rows`, made of parts: values (rows, parts), with names and colors ('#rrggbb').
-    texts: what stands at the end of each. inks: of the rows, where a part has no colour. The x axis says what is
-    counted."""
+    texts: what stands at the end of each. The x axis says what is counted."""
 
     rows: Sequence[str]
     names: Sequence[str]
     values: Any
     colors: Sequence[str]
     texts: Sequence[str] = ()
-    inks: Sequence[int] = ()
 
 
 class Rule(NamedTuple):

@@ -259,8 +259,7 @@ def draw_spots(mark: marks.Spots, ax, panel):
 def draw_parts(mark: Parts, ax, panel):
     values, right = np.asarray(mark.values, dtype=float), panel.x.high  # (rows, parts)
     places = range(len(values))
-    colors = mark.colors or [[LIGHT.lines[ink] for ink in mark.inks]]
-    for name, color, size, left in zip(mark.names, colors, values.T, values.cumsum(axis=1).T - values.T):
+    for name, color, size, left in zip(mark.names, mark.colors, values.T, values.cumsum(axis=1).T - values.T):
         bars = ax.barh(places, size, 0.68, left=left, color=color, label=name)
         if len(mark.names) == 1:
             break  # a whole has its text at its end

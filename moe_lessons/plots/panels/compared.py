@@ -10,7 +10,7 @@ from moe_lessons.plots.panels._history import X_AXES, as_array, history, spent
 from moe_lessons.plots.theme import ALIVE, DEAD, model_inks, short_number
 
 WIDE = 1.25  # a memorisation grid is so much wider than high
-ANSWER = "parameters", "FLOPs per token", "correct"  # the columns of `answer`
+ANSWER = "parameters", "FLOPs/token", "correct"  # the columns of `answer`
 LONGEST, VALUE = 0.6, 0.63  # of a column: its longest bar, and where its numbers begin
 NUM_HELD_OUT, NUM_HELD_OUT_SEQUENCES = 256, 48  # to measure loss and accuracy on: points, or sequences of text
 CURVES = {  # name -> title, what of a reading
@@ -124,7 +124,7 @@ def answer(view) -> Panel:
     none = [-1] * len(places)
     mark = Boxes(np.array(places, "f4"), texts, np.array(fills, "i4"), np.array(none, "i4"), np.array(none, "i4"), says)
     rows = Axis(len(models) - 0.5, -1.4, ticks=list(enumerate(view.runs)))
-    return Panel("What each model stores, computes and gets right", [mark], Axis(0, 3, ticks=()), rows, height=108)
+    return Panel("Stored, computed, correct", [mark], Axis(0, 3, ticks=()), rows, height=108)
 
 
 def is_own(run) -> bool:

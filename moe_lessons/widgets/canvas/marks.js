@@ -283,12 +283,9 @@ function legendOfParts(_, { names, colors }) {
   return names.map((name, i) => [name, { background: colors[i], height: "10px", width: "10px" }]);
 }
 
-const colorOfPart = ({ view }, { colors, inks }, row, part) => colors[part] ?? css(inkOf(view, inks[row]));
-
 const marginOfParts = ({ pen }, { texts }) => 14 + Math.max(0, ...texts.map((text) => pen.measure(text) + 4));
 
-function drawParts(card, mark) {
-  const { rows, names, values, colors, texts } = mark;
+function drawParts(card, { rows, names, values, colors, texts }) {
   const { pen } = card;
   const high = Math.min(0.68 * Math.abs(card.y(1) - card.y(0)), 34);
   rows.forEach((_, row) => {
@@ -298,7 +295,7 @@ function drawParts(card, mark) {
       const left = card.x(sum);
       sum += values[row * names.length + i] || 0;
       const wide = card.x(sum) - left;
-      pen.context.fillStyle = colorOfPart(card, mark, row, i);
+      pen.context.fillStyle = colors[i];
       pen.context.fillRect(left, middle - high / 2, wide > 2 ? wide - 1 : wide, high);
       const hasRoom = names.length > 1 && pen.measure(name) < wide - 8 && high > 13;
       if (hasRoom) pen.write(name, left + wide / 2, middle, { color: css(inkOn(hex(colors[i]))) });
@@ -307,13 +304,11 @@ function drawParts(card, mark) {
   });
 }
 
-function stopsOfParts(card, mark) {
-  const { box, xAxis, y, yAt } = card;
-  const { rows, names, values, texts } = mark;
+function stopsOfParts({ box, xAxis, y, yAt }, { rows, names, values, colors, texts }) {
   const unit = xAxis.label ? ` ${xAxis.label}` : "";
   const tell = (row) => {
     const parts = names.map((name, i) => [
-      colorOfPart(card, mark, row, i),
+      colors[i],
       name,
       valueText(xAxis, values[row * names.length + i]) + unit,
     ]);
@@ -330,7 +325,7 @@ function legendOfHeat(view, { most }) {
   const color = (log2) => css(twoWays(view, { even: most, most: 2 * most }, log2 + most));
   return ["speedup ¼", "½", "1", "2", "4"].map((text, i) => [
     text,
-    { background: color(i - 2), height: "10px" },
+    { background: color(i - 2), height: "10px", outline: "1px solid #8888" },
   ]);
 }
 
