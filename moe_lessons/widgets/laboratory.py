@@ -136,8 +136,9 @@ class Lab(LiveRun):
             names = [name for name in names if name not in self.inputs]
             made = {name: control(name, self.stops(name, self.state.values)) for name in names}
             self.inputs |= made
-            self.headings[group] = W.HTML(f'<div class="moe-group">{HEADINGS[group]}</div>')
-            shown += [self.headings[group], *made.values()] if made else []
+            if made:
+                self.headings[group] = W.HTML(f'<div class="moe-group">{HEADINGS[group]}</div>')
+                shown += [self.headings[group], *made.values()]
             shown += [self._idle] if group == "live" else []
         self.show_values()
         for name, widget in self.inputs.items():
