@@ -213,8 +213,7 @@ class Axis(NamedTuple):
 @dataclass(frozen=True)
 class Panel:
     """One picture: marks in the order in which they are drawn, and two axes (a `Text` or `Table` has none). width: of
-    12 columns, and at least so many pixels; height: in pixels. legend: inks and texts; then the names of lines stand at
-    their ends. model: a click selects it."""
+    12 columns, and at least so many pixels; height: in pixels. model: a click selects it."""
 
     title: str
     marks: Sequence[Any]
@@ -223,7 +222,6 @@ class Panel:
     width: int = 4
     least_width: int = 0
     height: int = 250
-    legend: Sequence[tuple[int, str]] = ()
     caption: str = ""
     model: int | None = None
     selected: bool = False

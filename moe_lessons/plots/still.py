@@ -50,10 +50,6 @@ def plot(panel: Panel, ax: Axes | None = None, width: float = 6.4, height: float
         if type(mark) not in DRAWING:
             raise ValueError(f"a mark must be one of {', '.join(kind.__name__ for kind in DRAWING)}, got {mark!r}")
         DRAWING[type(mark)](mark, ax, panel)
-    for ink, text in panel.legend:
-        ax.plot([], [], label=text, **_line_style(ink))
-    if panel.legend:
-        _name_ends(panel.marks, ax)
     if isinstance(first, Text | Table):
         ax.set_axis_off()
     if panel.caption:
@@ -96,32 +92,6 @@ def _line_style(ink: int, strong: bool = True) -> dict:
     if ink < 0:
         return {"color": LIGHT.muted, "alpha": 0.45, "lw": 3.5}
     return {"color": LIGHT.lines[ink % 8], "ls": style.DASHES[ink % 8], "lw": 2 if strong else 1.2}
-
-
-MOST_NAMES = 6  # more of them, beside the ends of lines, would not be read: then those that end alone are named
-LONE = 0.15  # of the range of all ends
-
-
-def _name_ends(drawn: Sequence, ax: Axes) -> None:
-    lines = [mark for mark in drawn if isinstance(mark, marks.Line) and mark.model is not None and len(mark.x)]
-    if len(lines) > MOST_NAMES:
-        last = np.array([line.y[-1] for line in lines])
-        near = abs(last - last[:, None]) <= LONE * np.ptp(last)
-        lines = [line for line, count in zip(lines, near.sum(axis=1)) if count == 1]
-    if not lines:
-        return
-    lines, apart = sorted(lines, key=lambda line: line.y[-1]), 13 * np.arange(len(lines))
-    (low, high), height = ax.get_ylim(), 0.8 * ax.bbox.height  # pixels, when all is laid out
-    ends = np.array([(line.y[-1] - low) / (high - low) * height for line in lines])
-    # what is crowded is moved up, from the lowest, and down, from the highest: names stand in the middle of the two
-    up = np.minimum(np.maximum.accumulate(ends - apart) + apart, height - apart[::-1])
-    down = np.maximum(np.minimum.accumulate((ends - apart)[::-1])[::-1] + apart, apart)
-    for line, end, at in zip(lines, ends, (up + down) / 2):
-        color = LIGHT.lines[line.ink % 8]
-        lead = {"arrowstyle": "-", "lw": 0.7, "color": color, "relpos": (0, 0.5), "shrinkB": 0}
-        options = {"color": color, "weight": "bold" if line.strong else "normal", "arrowprops": lead}
-        place = (line.x[-1], line.y[-1]), (14, 0.72 * (at - end))
-        annotate(ax, line.name, *place, halo=LIGHT.background, **options)
 
 
 def _two_ways() -> LinearSegmentedColormap:
@@ -224,7 +194,7 @@ def draw_line(mark: marks.Line, ax, panel):
     if mark.low is not None:
         ends = (np.asarray(end, dtype=float) for end in (mark.low, mark.high))
         ax.fill_between(mark.x, *ends, color=LIGHT.lines[mark.ink % 8], alpha=0.2, lw=0)
-    name = None if panel.legend else mark.name or None
+    name = mark.name or None
     ax.plot(mark.x, np.asarray(mark.y, "f8"), label=name, **_line_style(mark.ink, mark.strong))
 
 

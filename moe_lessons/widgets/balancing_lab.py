@@ -25,7 +25,6 @@ MOST_TILES, MOST_SEEDS = 12, 10
 ALONE = "nothing else"
 READ_EVERY, READ_EVERY_EARLY = 20, 5  # steps
 EARLY = 40  # steps: a collapse takes some 25
-CURVE_NAMES = ("dead experts", "max over mean", "accuracy")
 SETTING_FIELDS = tuple(field.name for field in fields(PlaneSetting))
 SETTINGS = {name: getattr(PRESETS["collapse"], name) for name in SETTING_FIELDS}
 SETTINGS |= {knob: BALANCING_METHODS[method][knob] for method, knob in STRENGTHS.items()}
@@ -34,8 +33,8 @@ BALANCING_LAB = Spec(
     settings=SETTINGS,
     structural=("task", "seeds", "first_seed", "apply_from"),
     live=tuple(KNOBS),
-    display=("highlight", "curve"),
-    stops={"task": tuple(PLANE_TASKS), "curve": CURVE_NAMES},
+    display=("highlight",),
+    stops={"task": tuple(PLANE_TASKS)},
     clicks=("model", "highlight"),
 )
 
@@ -60,7 +59,7 @@ class BalancingLab(Lab):
     ):  # fmt: skip
         values = {"seeds": seeds, "first_seed": first_seed, "apply_from": apply_from, "methods": methods}
         values["device"] = device
-        values |= {"highlight": "auxiliary loss", "curve": CURVE_NAMES[0]}
+        values |= {"highlight": "auxiliary loss"}
         panels = panels_of(names_of(methods, "methods"))
         super().__init__(BALANCING_LAB, values, panels, settings, play=play, max_steps=max_steps, columns=None)
 
@@ -212,7 +211,7 @@ def panel_of(name: str) -> Callable[[Any], Panel]:
 
 
 def panels_of(names: Sequence[str]) -> list[Callable[[Any], Panel]]:
-    return [*(PANELS[name] for name in ("curves", "balance", "quality")), *map(panel_of, names)]
+    return [*(PANELS[name] for name in ("dead", "balance", "quality")), *map(panel_of, names)]
 
 
 def _what(name: str, setting: PlaneSetting | None = None) -> str:

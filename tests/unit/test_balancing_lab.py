@@ -5,8 +5,7 @@ import pytest
 from live_tools import assert_consistent, button, losses, mark, on_a_loop, settled
 
 from moe_lessons.analysis.collapse import READ_POINTS, STRENGTHS
-from moe_lessons.plots.marks import Line, Stack
-from moe_lessons.plots.panels.compared import CURVES
+from moe_lessons.plots.marks import Spots, Stack
 from moe_lessons.training import SeedBand, balancing_setting
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets import BalancingLab
@@ -133,19 +132,10 @@ def test_tiles_show_the_film_of_the_first_seed(lab):
         assert (film.second is not None) == (name == "Gaussian noise")
 
 
-@pytest.mark.parametrize("name, quantity", dict(zip(CURVES, ("dead", "max_over_mean", "accuracy"))).items())
-@on_a_loop
-async def test_curves_are_the_means_of_the_readings_and_the_selected_one_has_its_band(name, quantity):
-    lab = BalancingLab(TWO, seeds=2)
-    lab.advance(10)
-    lab.inputs["curve"].value = name
-    await settled()
-    lab.show(True)
-    for line in (mark(lab, 0, Line, number) for number in (0, 1)):
-        own = [getattr(reading, quantity) for reading in list(lab.tiles.values())[line.model].readings]
-        np.testing.assert_allclose(line.y, np.mean(own, axis=1), rtol=1e-6)
-        assert line.strong == (line.model == 1)
-    np.testing.assert_allclose(mark(lab, 0, Line, 1).high, np.max(own, axis=1), rtol=1e-6)
+@pytest.mark.parametrize("place, quantity", list(enumerate(("dead", "max_over_mean", "accuracy"))))
+def test_a_row_has_the_mean_of_the_last_reading_and_its_range(lab, place, quantity):
+    last = np.array([getattr(tile.readings[-1], quantity) for tile in lab.tiles.values()])  # (tiles, S)
+    np.testing.assert_allclose(mark(lab, place, Spots).x, [last.mean(1), last.min(1), last.max(1)], rtol=1e-6)
 
 
 @on_a_loop

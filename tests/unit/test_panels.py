@@ -18,7 +18,6 @@ from moe_lessons.plots.panels._history import MOST_PLACES, RECENT, History, hist
 from moe_lessons.plots.panels.compared import loss_panel
 from moe_lessons.plots.panels.passages import shares_panel
 from moe_lessons.plots.panels.shares import heatmap_panel, load_panel
-from moe_lessons.plots.theme import ALIVE, DEAD
 from moe_lessons.tasks import TextTask
 from moe_lessons.training import PRESETS, Run, plane_runs, train
 from moe_lessons.widgets.live import LIVE_RUN
@@ -172,15 +171,15 @@ def test_a_model_goes_on_from_prompts_and_panels_refuse_models_that_have_nothing
 
 
 @pytest.mark.parametrize("widest, lowest", [(1.1, 0.97), (8.7, 0.05)])
-def test_tiles_are_coloured_by_what_became_of_them_and_axes_reach_over_all_seeds(widest, lowest):
+def test_each_tile_has_a_row_with_its_name_and_axes_reach_over_all_seeds(widest, lowest):
     x, y = np.array([1, widest]), np.array([lowest, 0.99])
     dead = {"nothing": 4, "jitter": 2, "auxiliary loss": 0, "capacity": 5, "top-2": 0}
     readings = {name: SimpleNamespace(dead=np.full(2, n), max_over_mean=x, accuracy=y) for name, n in dead.items()}
     tiles = {name: SimpleNamespace(readings=[reading], step=40) for name, reading in readings.items()}
-    for name, values in (("balance", x), ("quality", y)):
-        panel = PANELS[name](SimpleNamespace(tiles=tiles, state=State({"highlight": "jitter"})))
+    for name, values in (("dead", [4, 4]), ("balance", x), ("quality", y)):
+        panel = PANELS[name](SimpleNamespace(tiles=tiles, state=State({"highlight": "jitter", "num_experts": 8})))
         (spots,) = panel.marks
-        assert spots.ink.tolist() == [DEAD, DEAD, ALIVE, DEAD, ALIVE]
+        assert panel.y.ticks == list(enumerate(tiles))
         own = [part[0] for part in spots.x]
         np.testing.assert_allclose(own, [np.mean(values), min(values), max(values)], rtol=1e-6)
         assert panel.x.low <= min(values) and panel.x.high >= max(values)

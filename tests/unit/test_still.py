@@ -11,7 +11,7 @@ import torch
 from matplotlib.colors import to_hex, to_rgb
 
 from moe_lessons.plots import figure, marks
-from moe_lessons.plots.marks import Axis, Bars, Cells, Line, Panel, Points, Spots, Stack, Table, Text
+from moe_lessons.plots.marks import Axis, Bars, Cells, Panel, Points, Spots, Stack, Table, Text
 from moe_lessons.plots.panels.compared import loss_panel
 from moe_lessons.plots.panels.passages import text_panel
 from moe_lessons.plots.panels.shares import load_panel
@@ -114,12 +114,6 @@ def test_a_stack_has_each_expert_as_high_as_its_share_and_a_field_is_divided_whe
     ends = [own.get_paths()[0].get_extents().extents for own in ax.collections[:2]]
     np.testing.assert_allclose(ends, [(0.3, -1, 1, 1), (-1, -1, 0.3, 1)], atol=1e-6)
     assert hexes(own.get_facecolor()[0] for own in ax.collections) == colors_of(range(4))
-
-
-def test_of_many_lines_those_that_end_alone_are_named():
-    lines = [Line([0, 1], [0, end], f"line {end}", 3, model) for model, end in enumerate((0, 0.1, 4, 4.1, 4.2, 4, 2))]
-    for shown, named in ((lines, ["line 2"]), (lines[:3], ["line 0", "line 0.1", "line 4"])):
-        assert sorted(texts(plot(Panel("", shown, Axis(0, 1), Axis(0, 5), legend=[(3, "all")])))) == named
 
 
 def test_letters_stand_in_boxes_of_their_experts_colour_and_none_over_another(experts=32):

@@ -12,7 +12,7 @@ PANELS: dict[str, Callable[[Any], Panel]] = {
     "answer": compared.answer,
     "balance": compared.balance,
     "cost": compared.cost,
-    "curves": compared.curves,
+    "dead": compared.dead,
     "facts known": compared.facts_known,
     "loss": compared.loss,
     "quality": compared.quality,

@@ -7,18 +7,13 @@ import numpy as np
 from moe_lessons.analysis.counting import count_parameters, flops_per_token
 from moe_lessons.plots.marks import Axis, Boxes, Lamps, Line, Panel, Rule, Spots, Table, roomy
 from moe_lessons.plots.panels._history import X_AXES, as_array, history, spent
-from moe_lessons.plots.theme import ALIVE, DEAD, model_inks, short_number
+from moe_lessons.plots.theme import model_inks, short_number
 
 WIDE = 1.25  # a memorisation grid is so much wider than high
 ANSWER = "parameters", "FLOPs/token", "correct"  # the columns of `answer`
 LONGEST, VALUE = 0.6, 0.63  # of a column: its longest bar, and where its numbers begin
 NUM_HELD_OUT, NUM_HELD_OUT_SEQUENCES = 256, 48  # to measure loss and accuracy on: points, or sequences of text
-CURVES = {  # name -> title, what of a reading
-    "dead experts": ("Dead experts", "dead"),
-    "max over mean": ("Busiest expert over the mean", "max_over_mean"),
-    "accuracy": ("Accuracy", "accuracy"),
-}
-WITH_NOISE = 2  # an ink whose line is dotted
+SPOT = 5  # an ink
 
 
 def spent_axis(x_axis: str, reach: float, first: float) -> Axis:
@@ -132,35 +127,8 @@ def is_own(run) -> bool:
     return bool(getattr(run.task, "points", ""))
 
 
-def outcomes(view) -> tuple[list[int], list[tuple[int, str]]]:
-    """Choose the ink of each tile, alive where no seed has a dead expert, and a legend."""
-    if not any(tile.step for tile in view.tiles.values()):
-        return [5] * len(view.tiles), [(5, "all start alike")]
-    inks = [DEAD if tile.readings[-1].dead.any() else ALIVE for tile in view.tiles.values()]
-    return inks, [pair for pair in ((ALIVE, "no expert dead"), (DEAD, "✕ some experts dead")) if pair[0] in inks]
-
-
-def curves(view) -> Panel:
-    """Show the mean of each tile; of the selected one also all seeds and, dotted, the same in training, with noise."""
-    settings = view.state.values
-    title, quantity = CURVES[settings["curve"]]
-    (inks, legend), marks = outcomes(view), []
-    for name in sorted(view.tiles, key=lambda name: name == settings["highlight"]):  # the selected one on top
-        tile, model = view.tiles[name], list(view.tiles).index(name)
-        is_own = name == settings["highlight"]
-        steps = np.array([reading.step for reading in tile.readings], "f4")
-        values = np.array([getattr(reading, quantity) for reading in tile.readings], "f4")  # (N, S)
-        ends = {"low": values.min(axis=1), "high": values.max(axis=1)} if is_own else {}
-        marks.append(Line(steps, values.mean(axis=1), name, inks[model], model, is_own, **ends))
-        if is_own and quantity == "dead" and tile.is_noisy and tile.step > 0:
-            past = history(tile.band)
-            legend = [*legend, (WITH_NOISE, f"{name}, with noise")]
-            marks.append(Line(*map(past.column, ("steps", "dead")), legend[-1][1], WITH_NOISE, strong=False))
-    title += " without noise" if any(tile.is_noisy for tile in view.tiles.values()) else ""
-    title += f" (mean of {settings['seeds']})" if settings["seeds"] > 1 else ""
-    x = Axis(0, roomy(max(tile.step for tile in view.tiles.values())), "step", link="step")
-    y = Axis(0, 1.0 if quantity == "accuracy" else float(settings["num_experts"]))
-    return Panel(title, marks, x, y, width=4, legend=legend)
+def dead(view) -> Panel:
+    return rows_panel(view, "Dead experts without noise", "dead", Axis(0, view.state.values["num_experts"], "experts"))
 
 
 def balance(view) -> Panel:
@@ -172,13 +140,11 @@ def quality(view) -> Panel:
 
 
 def rows_panel(view, title: str, quantity: str, x: Axis) -> Panel:
-    """Show a quantity of the last readings, a row for each tile: its mean, and a line to the least and the largest.
-    ✕: a tile with dead experts."""
+    """Show a quantity of the last readings, a row for each tile: its mean, and a line to the least and the largest."""
     values = np.array([getattr(tile.readings[-1], quantity) for tile in view.tiles.values()], "f4")  # (tiles, S)
-    inks, _ = outcomes(view)
     names, rows = list(view.tiles), np.arange(len(view.tiles), dtype="f4")
-    spots = Spots([values.mean(1), values.min(1), values.max(1)], [rows] * 3, np.array(inks), names)
+    spots = Spots([values.mean(1), values.min(1), values.max(1)], [rows] * 3, np.full(len(rows), SPOT), names)
     low = next(stop for stop in (x.low, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2, 0) if stop <= values.min())
     high = x.high or next((stop for stop in (2, 3, 4, 6, 8) if stop >= values.max()), 1.05 * float(values.max()))
-    ticks = [(row, f"✕ {name}" if ink == DEAD else name) for row, (name, ink) in enumerate(zip(names, inks))]
-    return Panel(title, [spots], x._replace(low=low, high=high), Axis(len(names) - 0.5, -0.5, "", ticks))
+    y = Axis(len(names) - 0.5, -0.5, "", list(enumerate(names)))
+    return Panel(title, [spots], x._replace(low=low, high=high), y)

@@ -1,12 +1,12 @@
 // A panel in the page: title, legend, picture and caption.
 
 import { NOTHING, clamp, isNumber, percent, quietly, range, short } from "./numbers.js";
-import { css, inkOf, lineStyle, swatch, twoWays } from "./colors.js";
+import { css, lineStyle, swatch, twoWays } from "./colors.js";
 import { make, set, styled } from "./elements.js";
 import { Pen } from "./pen.js";
-import { cloth, paleness } from "./view.js";
+import { cloth } from "./view.js";
 import { drawAxes, layOut } from "./axes.js";
-import { MARKS, namedLines } from "./marks.js";
+import { MARKS } from "./marks.js";
 import { tell } from "./pointer.js";
 
 /** @typedef {import("./view.js").View} View  One display of the widget. */
@@ -77,8 +77,7 @@ export class Card {
 }
 
 // Texts, and the styles of their swatches.
-function legendOf(view, { legend, marks }) {
-  if (legend.length) return legend.map(([ink, text]) => [text, swatch(lineStyle(view, ink))]);
+function legendOf(view, { marks }) {
   const order = ({ ink = 99 }) => (ink < 0 ? 98 : ink);
   const sorted = [...marks].sort((one, other) => order(one) - order(other));
   return sorted.flatMap((mark) => MARKS[mark.mark]?.legend?.(view, mark) ?? []);
@@ -256,7 +255,7 @@ export class Chart extends Card {
   }
 
   drawMarks() {
-    const { box, wide, header } = this;
+    const { box, wide } = this;
     const { context } = this.pen;
     context.save();
     context.clip(new Path2D(`M${box.left - 9} 0h${wide}V${box.top + box.height + 9}h${-wide}z`));
@@ -264,39 +263,7 @@ export class Chart extends Card {
       context.globalAlpha = 1;
       quietly(() => MARKS[mark.mark].draw(this, mark));
     }
-    if (header.legend.length) this.nameEnds();
     context.restore();
-  }
-
-  // Name lines, each beside its end, so far apart that they can be read: what is crowded is moved up, from the lowest,
-  // and down, from the highest; names stand in the middle of the two.
-  nameEnds() {
-    const { box, pen, view } = this;
-    const high = 12;
-    const ends = namedLines(this.marks).map((line) => ({ line, at: this.y(line.y.at(-1)) }));
-    ends.sort((one, other) => other.at - one.at);
-    const last = ends.length - 1;
-    let floor = Infinity;
-    const up = ends.map(({ at }, i) => {
-      floor = Math.max(Math.min(at, floor - high), box.top + high * (last - i));
-      return floor;
-    });
-    let ceiling = -Infinity;
-    [...ends].reverse().forEach(({ at }, i) => {
-      ceiling = Math.min(Math.max(at, ceiling + high), box.top + box.height - high * (last - i));
-      up[last - i] = (up[last - i] + ceiling) / 2;
-    });
-    ends.forEach(({ line, at }, i) => {
-      pen.context.globalAlpha = paleness(view, line.model);
-      const style = {
-        color: css(inkOf(view, line.ink)),
-        weight: line.strong ? 700 : 400,
-        halo: css(view.paper),
-      };
-      const x = this.x(line.x.at(-1));
-      pen.stroke(new Path2D(`M${x} ${at}L${x + 12} ${up[i]}`), { color: style.color, width: 0.7 });
-      pen.write(line.name, x + 14, up[i], { align: "left", ...style });
-    });
   }
 
   /**

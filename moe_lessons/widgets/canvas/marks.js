@@ -30,27 +30,6 @@ export function stopsOf(card) {
   return card.marks.map((mark) => MARKS[mark.mark].stops?.(card, mark)).filter((stops) => stops?.count);
 }
 
-/**
- * @param {Mark} mark any
- * @returns {boolean} whether it is a line that is named at its end
- */
-const isNamedLine = ({ mark, name, model, x }) =>
-  mark === "Line" && Boolean(name) && isNumber(model) && x.length > 0;
-const MOST_NAMES = 6; // more of them, beside the ends of lines, would not be read: then those that end alone are named
-const LONE = 0.15; // of the range of all ends
-
-/**
- * @param {Mark[]} marks any
- * @returns {Mark[]} the lines that are named beside their ends
- */
-export function namedLines(marks) {
-  const lines = marks.filter(isNamedLine);
-  if (lines.length <= MOST_NAMES) return lines;
-  const ends = lines.map(({ y }) => y.at(-1));
-  const apart = LONE * (Math.max(...ends) - Math.min(...ends));
-  return lines.filter((_, i) => ends.filter((end) => Math.abs(end - ends[i]) <= apart).length === 1);
-}
-
 const circle = (x, y, radius) => {
   const half = (side) => `a${radius} ${radius} 0 1 0 ${side * 2 * radius} 0`;
   return `M${x - radius} ${y}${half(1)}${half(-1)}`;
@@ -168,10 +147,6 @@ function drawLine(card, { x, y, ink, strong, model, low, high }) {
   if (x.length === 1) path.arc(card.x(x[0]), card.y(y[0]), 1, 0, 7);
   pen.context.globalAlpha = paleness(view, model);
   pen.stroke(path, lineStyle(view, ink, strong));
-}
-
-function marginOfLine({ header, pen, marks }, line) {
-  return header.legend.length && namedLines(marks).includes(line) ? 21 + 1.1 * pen.measure(line.name) : 0;
 }
 
 function stopsOfLine(card, { x, y, name, ink, model }) {
@@ -471,7 +446,7 @@ export const MARKS = {
   Bars: { draw: drawBars, stops: stopsOfBars, legend: legendOfBars },
   Stack: { draw: drawStack, stops: stopsOfStack, right: (_, { second }) => (second ? 26 : 0) },
   Heat: { draw: drawHeat, stops: stopsOfHeat, legend: legendOfHeat },
-  Line: { draw: drawLine, stops: stopsOfLine, legend: legendOfLine, right: marginOfLine },
+  Line: { draw: drawLine, stops: stopsOfLine, legend: legendOfLine },
   Points: { draw: drawPoints, stops: stopsOfPoints },
   Drawn: { draw: drawDrawn, stops: stopsOfDrawn },
   Spots: { draw: drawSpots, stops: stopsOfSpots },

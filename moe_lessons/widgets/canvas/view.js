@@ -29,7 +29,6 @@ import { css, hatchOf, inkOn, mix, tile } from "./colors.js";
  * @property {number} width of twelve columns
  * @property {number} least_width in pixels
  * @property {number} height in pixels
- * @property {[number, string][]} legend inks and texts
  * @property {string} caption under it
  * @property {number} [model] that a click selects
  * @property {boolean} selected whether it is
