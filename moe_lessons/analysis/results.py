@@ -82,8 +82,8 @@ def dead_over_steps(name: str) -> tuple[list[int], dict[str, np.ndarray]]:
 
 
 def load_plane_sweep(name: str) -> pd.DataFrame:
-    """Read a stored sweep of MoEs in the plane, 'coefficients': a row for each mixture, step and seed,
-    with what the mixture has that differs, step, seed, accuracy, max_over_mean and dead."""
+    """Read a stored sweep of balancing methods in the plane, such as 'strengths': a row for each method, strength, step
+    and seed, with accuracy, max_over_mean and dead."""
     measures = ["accuracy", "max_over_mean", "dead"]
     settings, frame = by_step(name, measures)
     seeds = list(range(settings["seeds"]))

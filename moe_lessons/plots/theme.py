@@ -32,6 +32,7 @@ HATCHES = ("", "////", "....", "xxxx")  # experts 0 to 7, 8 to 15, 16 to 23, 24 
 LETTER = 6.6  # the pixels that a letter takes, at most
 # by `ink`, as `Theme.lines`: dashes in widths of the line, as in the page, and markers
 DASHES = ("-", (0, (4, 2.4)), (0, (1, 2)), (0, (5.3, 1.8, 1.2, 1.8)), (0, (2.4, 1.2)), (0, (8, 2.4)), "-", "-")
+ALIVE, DEAD = 6, 7  # inks: no expert is dead, or some are
 MARKERS = "osD^vPoX"
 DENSE = "dense"  # how the names of dense models begin
 DENSE_INKS = {dense_name(width): ink for width, ink in ((1, 1), (2, 4), (4, 2), (8, 3))}  # others have OTHER

@@ -97,7 +97,10 @@ def test_what_is_stored_belongs_to_the_sweeps_of_the_code():
         assert header == one.header(name) and sorted(map(sweep.run_of, runs)) == sorted(one.table()), name
     assert stored["collapse"][0] == make_collapse_map.header()
     for name, one in make_plane_sweeps.SWEEPS.items():
-        assert stored[name][0] == one.header(name) and len(stored[name]) == 1 + len(one.changes)
+        assert (
+            stored[name][0] == one.header(name)
+            and [(row["method"], row["strength"]) for row in stored[name][1:]] == one.tried
+        )
 
 
 def test_after_an_interrupt_the_same_command_goes_on_and_lines_come_in_the_order_of_the_table(path, monkeypatch):
@@ -155,14 +158,17 @@ def test_what_cannot_be_is_refused_and_the_file_is_left_alone(arguments, text, s
 
 
 def test_a_plane_sweep_is_what_a_band_gives_and_is_read_as_a_table(path, monkeypatch):
-    one = make_plane_sweeps.PlaneSweep(PRESETS["collapse"], [{"top_k": 1}, {"top_k": 2}], 2, (1, 3))
+    tried = [("nothing", None), ("top-2", 2), ("bias update", 0.1)]
+    one = make_plane_sweeps.PlaneSweep(PRESETS["collapse"], tried, 2, (1, 3), collapsed=2)
     monkeypatch.setitem(make_plane_sweeps.SWEEPS, "coefficients", one)
     make_plane_sweeps.main(["coefficients", "--output", str(path.parent)])
     frame = results.load_plane_sweep("coefficients")
-    assert frame.step.tolist() == [1, 1, 3, 3] * 2 and frame.seed.tolist() == [0, 1] * 4
-    band = SeedBand(replace(PRESETS["collapse"], top_k=2), range(2))
+    assert frame.step.tolist() == [1, 1, 3, 3] * 3 and frame.seed.tolist() == [0, 1] * 6
+    band = SeedBand(PRESETS["collapse"], range(2))
+    train(band, 2)
+    band = band.branch(replace(PRESETS["collapse"], top_k=2))
     train(band, 3)
-    read, own = band.evaluate(2048), frame[(frame.top_k == 2) & (frame.step == 3)]
+    read, own = band.evaluate(2048), frame[(frame.strength == 2) & (frame.step == 3)]
     assert own.accuracy.to_numpy() == pytest.approx(read["accuracies"], abs=1e-4)
     assert own.max_over_mean.to_numpy() == pytest.approx(8 * read["loads"].max(axis=1), abs=1e-3)
     assert own.dead.tolist() == (2 * read["loads"] < 0.01).sum(axis=1).tolist()
