@@ -49,6 +49,7 @@ def test_it_plays_changes_is_saved_and_is_seen_again(lab, open_notebook, view_of
     first.wait_for(lambda: first.value("Experts E") == "7" and first.step < 200)  # afresh, and it trains on
     first.wait_step(20)
     first.pause()
+    expect(first.canvas).not_to_contain_text("Started afresh")  # which is said for some seconds
     lesson.page.wait_for_timeout(2500)  # a still is made in a pause
     step, words = first.step, first.canvas.inner_text()
     lesson.save()

@@ -61,6 +61,7 @@ function takeWords(view, words) {
   if (words.step < view.words.step) {
     view.pinned = null; // it starts afresh: who is held is another
     view.freshAt = performance.now();
+    setTimeout(() => touch(view, new Set()), FRESH);
   }
   Object.assign(view.words, words);
 }
@@ -198,6 +199,7 @@ function doing(view) {
     const steps = `${budget} step${budget > 1 ? "s" : ""}`;
     return `${state}${budget && until && step >= until ? ` after ${steps}, press Play for more` : ""}`;
   }
+  if (view.isStale) return ""; // its kernel has ended
   const now = performance.now();
   if (view.began?.until !== until || step < view.began.step) view.began = { until, step, at: now };
   const left = ((until - step) * (now - view.began.at)) / (step - view.began.step) / 1000;

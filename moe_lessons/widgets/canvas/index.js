@@ -3,7 +3,7 @@
 
 import { quietly } from "./numbers.js";
 import { make, set } from "./elements.js";
-import { newView } from "./view.js";
+import { newView, touch } from "./view.js";
 import { drawCards, dress, receive, resize } from "./frames.js";
 import { named, pick, point, tell, under } from "./pointer.js";
 import { drawn } from "./drawing.js";
@@ -157,7 +157,9 @@ async function give(view, { text, name }) {
 // What the page has to do for the view around the pictures, and of the pictures what takes long.
 function tidy(view, model, turn) {
   const home = homeOf(view);
-  view.isStale = view.el.closest(".jupyter-widgets-disconnected") !== null; // so says JupyterLab
+  const isStale = view.el.closest(".jupyter-widgets-disconnected") !== null; // so says JupyterLab
+  if (isStale !== view.isStale) touch(view, new Set()); // it does not train any more
+  view.isStale = isStale;
   if (turn % 4 === 0) for (const card of view.cards.values()) if (card.canvas) tell(card);
   keepStill(view, model.get("_css"));
   if (home !== view.home) hearControls(view, home);
