@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
@@ -16,14 +17,14 @@ from tests.chromium import skip
 from web.graphs import LEFT_OUT
 from web.manifest import STOPS, manifest
 
-MODULES = Path(__file__).resolve().parents[2] / "web" / "modules"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def node(tmp_path):
     """node(program, given): what a program logs, as JSON, that has modules of the page beside it and `given`."""
-    for path in MODULES.glob("*.js"):
-        (tmp_path / path.name).write_text(path.read_text("utf-8"), encoding="utf-8")
+    shutil.copytree(ROOT / "web" / "modules", tmp_path, dirs_exist_ok=True)
+    shutil.copytree(ROOT / "moe_lessons" / "widgets" / "canvas", tmp_path / "canvas")
     (tmp_path / "onnxruntime.js").write_text("export const env = {};")  # nothing is run by it here
     (tmp_path / "package.json").write_text('{"type": "module"}')
 

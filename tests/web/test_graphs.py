@@ -19,6 +19,7 @@ from moe_lessons.training import PRESETS, PlaneSetting, facts_run, facts_runs, p
 from moe_lessons.training.knobs import KNOBS, Knob
 from moe_lessons.training.record import scored_mean, token_losses
 from moe_lessons.widgets.plane_readings import read_plane, route
+from moe_lessons.widgets.playground import PLANE_PANELS
 from web import graphs, wall
 from web.graphs import (
     NUM_MEASURED,
@@ -218,7 +219,7 @@ def test_the_manifest_has_what_the_table_of_knobs_and_the_panels_say():
     setting = PRESETS["collapse"]
     own = json.loads(json.dumps(graph_manifest(plane_runs(setting), setting)))
     assert [panel["title"] for panel in own["panels"].values()][0] == "Territory: first choices"
-    assert own["panels"]["8"]["marks"][0]["rows"][-2:] == ["held-out loss", "accuracy"]
+    assert own["panels"][str(PLANE_PANELS.index("cost"))]["marks"][0]["rows"][-2:] == ["held-out loss", "accuracy"]
 
 
 @pytest.mark.parametrize("name", ("MoE", "dense, 1×"))
