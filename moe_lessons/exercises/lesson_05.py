@@ -54,6 +54,7 @@ def matched_widths() -> list[tuple]:
         (widths, [[2.0, 1.8, 1.6, 1.5], [2.1, 1.9, 1.8, 1.7]], [1.7, 1.75]),
         (widths, [[2.0, 1.8, 1.7, 1.6], [2.2, 1.9, 1.8, 1.75]], [1.55, 1.85]),
         (widths, [[2.0, 1.7, 1.75, 1.6], [2.2, 1.9, 1.8, 1.75]], [1.72, 1.8]),
+        (widths, [[2.0, 1.8, 1.6, 1.5], [2.1, 1.9, 1.8, 1.7]], [2.05, 1.75]),  # worse than all of its dense models
     ]
     losses = [(3 - torch.rand(3, 4).cumsum(1) / 4).tolist() for _ in range(3)]
     goals = [[own[1] + (own[2] - own[1]) * torch.rand(()).item() for own in dense] for dense in losses]
