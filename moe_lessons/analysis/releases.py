@@ -24,8 +24,9 @@ def release_costs(machine: str = "NVIDIA H200 SXM", width: float = 4.0) -> pd.Da
     """Count what each of `modern_models()` costs, in the types of its release: a row for each, by its name.
 
     sparsity: E/K. lower, upper: the `edges` over a dense model of this width, of routed experts alone; NaN where there
-    are none. gb_per_token, gb: the weights that a token loads, and all of them, in 10⁹ bytes. devices: the fewest of
-    `machine` that hold all weights. day: of the release.
+    are none; experts in 4 bits are computed in the type of the other weights. gb_per_token, gb: the weights that a
+    token loads, and all of them, in 10⁹ bytes. devices: the fewest of `machine` that hold all weights, each a slice of
+    them. day: of the release.
 
     The active parameters are rest + K/E · routed, and the total is rest + routed; the routed experts follow."""
     row = machines().loc[check_choice("machine", machine, machines().index)]
@@ -35,7 +36,8 @@ def release_costs(machine: str = "NVIDIA H200 SXM", width: float = 4.0) -> pd.Da
     expert, other = models.expert_weights.map(BYTES), models.other_weights.map(BYTES)
     rest = other * (models.total_params_b - routed)  # 10⁹ bytes
     costs = pd.DataFrame({"day": models.day, "weights": models.expert_weights, "sparsity": 1 / share})
-    ridges = [machine_for(row, kind).ridge for kind in models.expert_weights]
+    computed = models.expert_weights.where(models.expert_weights != "4-bit", models.other_weights)
+    ridges = [machine_for(row, kind).ridge for kind in computed]
     sizes = zip(models.num_experts, models.top_k, ridges, expert)
     found = [edges(int(E), int(K), width, ridge, size) or (math.nan, math.nan) for E, K, ridge, size in sizes]
     costs[["lower", "upper"]] = found

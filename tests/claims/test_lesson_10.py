@@ -9,7 +9,7 @@ from everywhere import seeds
 from moe_lessons.analysis import expert_shares, trace
 from moe_lessons.analysis.releases import BYTES, modern_models, release_costs
 from moe_lessons.analysis.results import load_results
-from moe_lessons.analysis.roofline import WEIGHT_BYTES, published_sizes
+from moe_lessons.analysis.roofline import WEIGHT_BYTES, machines, published_sizes
 from moe_lessons.exercises import choice
 from moe_lessons.hub import Lens
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
@@ -39,7 +39,10 @@ def test_a_release_in_five_numbers():
     assert COSTS.upper["DeepSeek-V3"] == pytest.approx(206.1 * 32 / 4, rel=0.01)
     assert COSTS.upper["gpt-oss-120b"] == pytest.approx(206.1 * 32 / 4 * 4.25 / 16, rel=0.01)
     assert COSTS.lower.dropna().between(4, 7.3).all()
-    assert COSTS.devices[["DeepSeek-V3", "gpt-oss-120b"]].tolist() == [5, 1]
+    routed = (COSTS.gb - COSTS.gb_per_token) / (1 - 1 / COSTS.sparsity)
+    with_copies = np.ceil(routed / (141 - (COSTS.gb - routed)))  # of all but the experts, on each device
+    three = ["Kimi K3", "DeepSeek-V3", "gpt-oss-120b"]
+    assert COSTS.devices[three].tolist() == [12, 5, 1] and with_copies[three].tolist() == [47, 6, 1]
     assert all(WEIGHT_BYTES[kind] == pytest.approx(size, rel=0.07) for kind, size in BYTES.items())
 
 
@@ -49,18 +52,28 @@ def test_four_bits_lower_the_upper_edge():
     median = COSTS[~in_4_bits].groupby(COSTS.day.dt.year).upper.median()
     assert median.loc[[2024, 2025, 2026]].round().tolist() == [550, 1649, 1649]
     per_sparsity = COSTS.upper / COSTS.sparsity
-    assert per_sparsity[in_4_bits].max() < 0.27 * per_sparsity[~in_4_bits].min() < 0.27 * 52
+    in_fp8 = MODELS.set_index("name").other_weights == "fp8"  # computed
+    for own, share in ((in_4_bits & ~in_fp8, 0.27), (in_4_bits & in_fp8, 0.54)):
+        assert own.any() and (per_sparsity[own] / per_sparsity[~in_4_bits].min()).between(share - 0.05, share).all()
+    assert in_fp8[["DeepSeek-V4-Pro", "DeepSeek-V4-Flash"]].all() and not in_fp8["gpt-oss-120b"]
     assert in_4_bits.sum() >= 10 and np.isnan(COSTS.upper["Mixtral 8x7B"])
 
 
 @pytest.mark.claim("the-choice-by-the-edges")
 def test_the_choice_by_the_edges():
+    from transformers import GptOssConfig
+
     table = [tuple(row) for row in COSTS.loc[SIX, ["gb", "lower", "upper"]].to_numpy()]
     assert MODELS.set_index("name").total_params_b[SIX].is_monotonic_decreasing
     users = {(1, 24): "gpt-oss-20b", (500, 141): "gpt-oss-120b", (32 * 144, 144 * 141): "Kimi K3"}
     for user, name in users.items():
         assert SIX[choice.answer(table, *user)] == name
     assert choice.answer(table, 16, 141) == choice.answer(table, 16, 10_000) == -1
+    for width in (1, 2, 4):  # of the dense model
+        assert release_costs(width=width).dropna().eval("lower < 16 < upper").all()
+    config = GptOssConfig()  # the 120b; of the layers with a window little is kept
+    cached = 2 * 2 * config.num_key_value_heads * config.head_dim * config.layer_types.count("full_attention")
+    assert (141e9 - 1e9 * COSTS.gb["gpt-oss-120b"]) / 500 / cached == pytest.approx(4000, rel=0.07)
     fits = [name for name in SIX if COSTS.gb[name] <= 0.8 * 24]
     assert fits == ["gpt-oss-20b"] and 32 * 144 > COSTS.upper[SIX].max() and 1 < COSTS.lower[SIX].min()
     assert 4 * 117 / 2 > 0.8 * 141 and 206 * 32 / 4 > 3.5 * 438  # gpt-oss-120b in bfloat16
@@ -71,12 +84,16 @@ def test_finer_sparser_shared_and_a_bias():
     assert len(MODELS) == 66 and MODELS.name.is_unique and MODELS.source.ne("").all()
     assert (MODELS.top_k <= MODELS.num_experts).all() and not (MODELS.active_params_b > MODELS.total_params_b).any()
     shared = (MODELS.shared_experts > 0).groupby(YEAR).agg(["sum", "size"])
-    assert shared.loc[2026].tolist() == [23, 28] and shared.loc[2024, "sum"] < shared.loc[2024, "size"] / 2
+    assert shared.loc[2026].tolist() == [22, 28] and shared.loc[2024, "sum"] < shared.loc[2024, "size"] / 2
+    since_may = MODELS[MODELS.day >= "2026-05-01"].shared_experts > 0
+    assert (since_may.sum(), len(since_may)) == (9, 13)
     by_name = MODELS.set_index("name")
     assert by_name.shared_experts[["Qwen3-30B-A3B", "Qwen3-Next-80B-A3B"]].tolist() == [0, 1]
     bias = MODELS[MODELS.balancing.str.startswith("bias")]
     assert bias.name.iloc[0] == "DeepSeek-V3" and (bias.day.dt.year == 2026).sum() == 15
-    assert by_name.d_model["Kimi K3"] == 2 * 3584 and "3584-wide latent" in by_name.note["Kimi K3"]
+    assert (bias[bias.day.dt.year == 2026].balancing_from == "code").sum() == 11
+    assert by_name.d_model["Kimi K3"] == 2 * 3584 and by_name.top_k["Kimi K3"] * 3584 == 8 * by_name.d_model["Kimi K3"]
+    assert "3584-wide latent" in by_name.note["Kimi K3"]
 
 
 @pytest.mark.claim("experts-get-wider-again")
@@ -89,7 +106,10 @@ def test_experts_get_wider_again(first_only):
     D, F, bandwidth = 7168, 3072, 50e9  # of DeepSeek-V4-Pro; the exchange of an assignment hides at 2·F at most
     for flops, hides in ((1.9 * F * bandwidth, True), (2.1 * F * bandwidth, False)):
         assert (6 * D * F / flops > 3 * D / bandwidth) == hides
-    assert MODELS.set_index("name").d_ff["DeepSeek-V4-Pro"] == F and 2 * F == 6144
+    own = MODELS.set_index("name").loc["DeepSeek-V4-Pro"]
+    routed = (own.total_params_b - own.active_params_b) / (own.num_experts / own.top_k - 1)  # that a token uses
+    assert own.d_ff == F and 2 * F == 6144 < 7912 and routed / own.active_params_b == pytest.approx(0.5, abs=0.05)
+    assert 0.4 * machines().bf16_flops_per_second["NVIDIA H200 SXM"] / bandwidth == pytest.approx(7912, abs=4)
 
 
 @pytest.mark.claim("hash-routing-does-well-on-bytes")
