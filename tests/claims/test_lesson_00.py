@@ -111,8 +111,8 @@ def test_without_the_loss_two_or_three_experts_die(bands):
     assert early.sum(axis=1).mean() > 1.5 and 0.8 < (early & later).sum() / early.sum() < 0.99
 
 
-@pytest.mark.claim("the-accuracy-does-not-show-it")
+@pytest.mark.claim("the-accuracy-hardly-shows-it")
 @pytest.mark.parametrize("step", [200, 800])
-def test_the_accuracy_does_not_show_it(bands, step):
+def test_the_accuracy_hardly_shows_it(bands, step):
     gaps = bands[0.1][step]["accuracies"] - bands[0.0][step]["accuracies"]
-    assert abs(gaps.mean()) < 0.04 and bands[0.0][step]["accuracy"] > 0.8  # measured: .01, then .01 to .02
+    assert 0 < gaps.mean() < 0.03 and bands[0.0][step]["accuracy"] > 0.8  # measured: .01, then .01 to .02
