@@ -71,7 +71,7 @@ SIZES = {
         REAL_SIZES | {"d_model": D, "d_ff": D, "num_heads": D // 16, "num_kv_heads": D // 16, "max_positions": 64},
         num_experts=16,
     )
-    for D in (64,)
+    for D in (64, 128)
 }
 
 # mixtures of 8 experts on real text, of equal active size, with and without a loss that balances
@@ -126,7 +126,7 @@ def of_real_text(study: Study, rates: Mapping[str, Sequence[float]], **own) -> S
 # the best of the three that "source_rates" tried, after 1,000 steps; no loss: as with it
 SOURCE_RATES = dict.fromkeys(["dense, 1×", "frozen router", "hash routing"], (0.003,))
 SOURCE_RATES |= dict.fromkeys(["dense, 8×", "MoE", "no auxiliary loss"], (0.0015,))
-OF_SIZES = ["MoE", *(f"dense, {width}×" for width in (1, 2, 4, 8))]
+OF_SIZES = ["MoE", *(f"dense, {width}×" for width in (1, 2, 4, 8))]  # the widest takes too long where D = 128
 
 
 def of_size(D: int, rates: Mapping[str, Sequence[float]], **own) -> Sweep:
@@ -146,6 +146,8 @@ SWEEPS = {
     "size_64_rates": of_size(
         64, dict.fromkeys(OF_SIZES, (0.0015, 0.003, 0.006)) | {"dense, 4×": (0.0015, 0.003, 0.006, 0.012)}, seeds=(0,)
     ),
+    "size_128_rates": of_size(128, dict.fromkeys(OF_SIZES[:-1], (0.001, 0.002, 0.004)), seeds=(0,)),
+    "size_128": of_size(128, dict.fromkeys(OF_SIZES[:-1], (0.002,)), seeds=range(1, 7)),
     "size_64": of_size(64, dict.fromkeys(OF_SIZES, (0.003,)) | {"dense, 4×": (0.006,)}, seeds=range(1, 7)),
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ from moe_lessons.analysis.results import interval, last_of
 from moe_lessons.nn.baselines import dense_width
 from moe_lessons.support.data import data_path
 
-SIZES = (64,)  # D of the models of the sweeps `size_64`, …
+SIZES = (64, 128)  # D of the models of the sweeps `size_64`, …
 PLACES = 1000  # at which the lines between two widths are read
 
 

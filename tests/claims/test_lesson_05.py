@@ -81,9 +81,11 @@ def test_a_step_of_the_largest_takes_longest():
 
 @pytest.mark.claim("its-quality-lies-in-between")
 def test_its_quality_lies_in_between():
-    """What is said of the six seeds together, and of single ones."""
+    """What is said of the six seeds together, and of single ones. Above the widest dense model the interval may be
+    open."""
     for d_model, found in width_over_size().iterrows():
-        assert 1 < found.low < found.width < found.high < 8, d_model
+        assert 1 < found.low < found.width < found.widest, d_model
+    assert width_over_size().high[64] < 8
     dense, moe = size_losses(64)
     own = matched_widths.answer(list(dense), np.transpose(list(dense.values())).tolist(), moe.tolist())
     assert len(own) == 6 and max(own) > 4 * min(own)
@@ -94,7 +96,7 @@ def test_faster_than_the_equally_good_dense_model():
     """By the roofline of lesson 04's models, at both ends of the interval too: faster, slower, and faster again, and
     the edges say about where."""
     sizes, batches = sizes_of(shape_of(decoders()["MoE"])), 2.0 ** np.arange(0, 13, 0.25)
-    found = width_over_size().iloc[-1]
+    found = width_over_size().loc[64]
     for width in (found.low, found.width, found.high):
         for ridge, dtype, size in ((4, "float32", 4), (9, "float32", 4), (16, "float32", 4), (206, "bfloat16", 2)):
             over = speedups(sizes, Machine(1e10, ridge * 1e10), dtype, batches).at(np.array([width]))[:, 0]
