@@ -106,7 +106,7 @@ def test_untrained_maps_tell_of_the_domain_and_differ(models, others):
     before = [mean_bits(table) for table in others]
     after = [mean_bits(own[300].table) for own in models]
     assert 0.16 < np.mean(before) < 0.31 and max(before) > 2 * min(before) > 0.08
-    assert all(0.17 < one < 0.5 for one in after) and np.mean(before) < np.mean(after) < 3 * np.mean(before)
+    assert all(min(before) < one < max(before) for one in after)
 
 
 @pytest.mark.claim("balance-and-specialisation-are-compatible")
@@ -162,7 +162,7 @@ def test_the_busiest_expert_need_not_be_the_most_needed(models):
             of_layer.setdefault(layer, []).append(rises.mean(axis=None))
         assert max(idle) > 0.15
         assert of_layer[0][-1] > 5 * max(of_layer[1][-1], of_layer[2][-1])
-    assert 0.1 < np.mean(agree) < 2 / 3
+    assert 0.17 < np.mean(agree) < 0.55
 
 
 @pytest.mark.claim("alike-texts-touch-fewer")
