@@ -153,9 +153,9 @@ class Lab(LiveRun):
 
     def apply_by_hand(self, asked: Mapping[str, Any]) -> None:
         """Apply what was moved by hand; what then starts afresh trains on."""
-        has_trained = self.step > 0
+        has_trained, before = self.step > 0, self.state
         self.apply(asked)
-        if has_trained and not self.step:
+        if has_trained and self.state is not before:
             self.play()
 
     def apply(self, asked: Mapping[str, Any], *, is_strict: bool = False, restart: bool = False) -> None:

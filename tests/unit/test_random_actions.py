@@ -60,6 +60,10 @@ async def act(lab, oracle: Oracle, chance: random.Random) -> None:
         page = threading.Thread(target=setattr, args=(control, "value", value))
         page.start(), page.join()
         click(lab, "take back", 0) if kind == "take back" else oracle.ask(**{name: asked[name]})
+        await settled()
+        lab.pause()  # what started afresh trains on
+        await settled()
+        oracle.train(lab.step - len(oracle.runs["MoE"].records))
     elif kind == "set":
         lab.set(**asked), oracle.ask(**asked)
     elif kind == "refused":
