@@ -197,8 +197,11 @@ def test_strength_decides_for_those_that_feed_the_load_back(name):
     assert dead.loc["z-loss", 1.0][1200] > alone[1200] + 1  # more die
     assert (dead.loc["auxiliary loss", 0.01] > alone - 0.9).all()  # at every step
     assert dead.loc["auxiliary loss"].loc[0.1:][1200].max() < 0.7
+    accuracy = stored(name, "accuracy")[1200]
+    assert accuracy["auxiliary loss", 10.0] < accuracy["nothing", 0] - 0.02
     assert dead.loc["bias update", 0.01][100] < 0.7 and dead.loc["bias update", 1.0][1200] > alone[1200] + 1
-    assert dead.loc["bias update", 0.001][100] > 1.2 and dead.loc["bias update", 0.001][1200] < 0.7
+    assert 0.3 < dead.loc["bias update", 0.1][1200] < 1.7  # about one
+    assert dead.loc["bias update", 0.001][300] > 1.2 and dead.loc["bias update", 0.001][1200] < 0.7
     assert dead.loc["top-2", 2][1200] > 1.2 > 0.5 > dead.loc["top-2", 4][1200]
 
 

@@ -134,13 +134,17 @@ def test_the_busiest_device_and_the_drops():
         read = [read_at_once(on_sentences(seed, knobs=knobs, **options))[1] for seed in seeds(3)]
         waits[name] = np.mean([balance_by_layer(routings).max_over_mean.mean() for routings in read])
     for name in ("auxiliary loss", "bias update"):
-        assert waits[name] - 1 < 0.6 * (waits["nothing"] - 1), waits
-    model = on_sentences(seeds(1)[0], knobs=AUXILIARY, capacity_factor=1.25)
-    for routing in read_at_once(model)[1]:
-        assert 8 * expert_capacity(1.25, 2, 1024, 8) == 1.25 * 2 * 1024  # rows of the buffers, full or not
-        assert routing.tokens_per_expert.max() <= 1.25 * 2 * 1024 / 8 and routing.dropped < 0.1 * 2 * 1024
-    (_, together), (_, alone) = decoded_by_the_cache(model)
-    assert together < alone == 2  # one token alone loses no expert
+        assert waits[name] - 1 < 0.5 * (waits["nothing"] - 1), waits
+    at_once, together = [], []  # the shares that are dropped
+    for model in [on_sentences(seed, knobs=AUXILIARY, capacity_factor=1.25) for seed in seeds(3)]:
+        for routing in read_at_once(model)[1]:
+            assert 8 * expert_capacity(1.25, 2, 1024, 8) == 1.25 * 2 * 1024  # rows of the buffers, full or not
+            assert routing.tokens_per_expert.max() <= 1.25 * 2 * 1024 / 8
+            at_once.append(routing.dropped / (2 * 1024))
+        (_, experts), (_, alone) = decoded_by_the_cache(model)
+        together.append(1 - experts / 2)
+        assert alone == 2  # one token alone loses no expert
+    assert 0.01 < np.mean(at_once) < 0.1 and np.mean(together) > 1.5 * np.mean(at_once), (at_once, together)
 
 
 @pytest.mark.claim("most-methods-cost-no-compute")
