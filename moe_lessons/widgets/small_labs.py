@@ -121,11 +121,11 @@ class RaceLab(Lab):
     clock, which counts the processor's seconds in its steps alone. play, max_steps: steps of the largest model, see
     `LiveRun`. device: see `Playground`.
 
-    >>> RaceLab(seed=3)
-    RaceLab(seed=3)
+    >>> RaceLab(3)
+    RaceLab(3)
     """
 
-    def __init__(self, *, seed: int = 0, play: int = 0, max_steps: int = 300, device: str = "cpu"):
+    def __init__(self, seed: int = 0, *, play: int = 0, max_steps: int = 300, device: str = "cpu"):
         values = {"seed": seed, "device": device, "x_axis": "seconds"}
         panels = held_out, partial(held_out, x_axis="FLOPs")
         super().__init__(RACE_LAB, values, panels, play=play, max_steps=max_steps, columns=2)
