@@ -147,7 +147,7 @@ def test_two_tabs_and_a_restart_lose_nothing(book, cell, lab, wait_kept):
     cell(5, other.page).get_by_text(re.compile("2 of 4 answered")).wait_for()
     cell(5, other.page).get_by_role("group").nth(2).get_by_role("radio").first.check()
     cell(1).get_by_role("radio").nth(1).check()
-    wait_kept("quiz", "07.initialisation")
+    wait_kept("quiz", "07.cut")
     wait_kept("predictions", "07.left", lambda entry: entry.get("answer") == "some")
     assert other.wrong() == []
     other.page.close()
