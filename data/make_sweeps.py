@@ -27,7 +27,7 @@ from moe_lessons.analysis import count_parameters, flops_per_token
 from moe_lessons.analysis.results import POINTS, read_runs
 from moe_lessons.analysis.timing import cpu_name
 from moe_lessons.nn import LanguageModel, TransformerConfig, is_moe
-from moe_lessons.nn.baselines import dense_width
+from moe_lessons.nn.baselines import dense_name, dense_width
 from moe_lessons.nn.seeding import seeded, torch_threads
 from moe_lessons.support.data import FOLDER
 from moe_lessons.support.errors import check_choice, check_positive_int
@@ -82,8 +82,7 @@ COLLAPSE = replace(SOURCE, sizes=SOURCE.sizes | {"num_layers": 3}, num_experts=8
 NOT_SHARED = ("rates", "study", "seeds", "keeps_dead")  # fields of a `Sweep` that its header lacks
 run_of = itemgetter("model", "lr", "seed")  # of a stored row
 SPIKE, BEFORE = 1.5, 20  # a spike: a loss above this many times the mean of so many steps before
-# knobs in the place of the auxiliary loss
-BALANCED_BY = dict.fromkeys(["no auxiliary loss", *CONTROLS, "top-1", "top-2"], {})
+UNBALANCED = {*CONTROLS, "top-1", "top-2"}  # models that train without the auxiliary loss
 
 
 @dataclass(frozen=True)
@@ -93,13 +92,13 @@ class Sweep:
     study: Study
     rates: Mapping[str, Sequence[float]]  # learning rates of some models of the `study`
     seeds: Sequence[int] = (1, 2, 3)
-    steps: int = 500
+    steps: int = 4000
     warmup_steps: int = 50
-    decay_steps: int | None = 500
-    measurements: int = 20  # of the held-out loss, evenly spread over the steps
-    batch_size: int = 32
-    held_out: int = 384  # sequences
-    router_aux_loss_coef: float = 0.01  # but for the models in BALANCED_BY
+    decay_steps: int | None = None  # at a steady rate a reading on the way is what a run of so many steps reaches
+    measurements: int = 16  # of the held-out loss, evenly spread over the steps
+    batch_size: int = 16
+    held_out: int = 300  # sequences
+    router_aux_loss_coef: float = 0.01  # but for the models in UNBALANCED
     max_grad_norm: float = 1.0
     keeps_dead: bool = False  # whether it is kept which experts of each layer are dead, by the BEFORE last steps
 
@@ -117,32 +116,24 @@ class Sweep:
         return replace(self, steps=steps, decay_steps=steps, **own)
 
 
-def of_real_text(study: Study, rates: Mapping[str, Sequence[float]], **own) -> Sweep:
-    """Train at one rate to the end: what is measured on the way is what a run of so many steps reaches."""
-    common = {"steps": 4000, "decay_steps": None, "measurements": 16, "batch_size": 16, "held_out": 300}
-    return Sweep(study, rates, **common | own)
-
-
 # the best of the three that "source_rates" tried, after 1,000 steps; no loss: as with it
 SOURCE_RATES = dict.fromkeys(["dense, 1×", "frozen router", "hash routing"], (0.003,))
 SOURCE_RATES |= dict.fromkeys(["dense, 8×", "MoE", "no auxiliary loss"], (0.0015,))
-OF_SIZES = ["MoE", *(f"dense, {width}×" for width in (1, 2, 4, 8))]  # the widest takes too long where D = 128
+OF_SIZES = ["MoE", *(dense_name(width) for width in (1, 2, 4, 8))]  # the widest takes too long where D = 128
 
 
 def of_size(D: int, rates: Mapping[str, Sequence[float]], **own) -> Sweep:
     """Train the models of `SIZES[D]`; the rate falls to a tenth, since a steady one is noisier than widths differ."""
-    return of_real_text(SIZES[D], rates, **{"measurements": 4, "held_out": 1200} | own).of(1000)
+    return Sweep(SIZES[D], rates, measurements=4, held_out=1200, **own).of(1000)
 
 
 # what each is for: data/README.md
 SWEEPS = {
-    "source_rates": of_real_text(
+    "source_rates": Sweep(
         SOURCE, dict.fromkeys([*SOURCE_RATES][:-1], (0.0015, 0.003, 0.006)), seeds=(0,), steps=1000, measurements=4
     ),
-    "source": of_real_text(SOURCE, SOURCE_RATES),
-    "source_dead": of_real_text(
-        COLLAPSE, dict.fromkeys(UNEVEN, (0.003,)), steps=1000, measurements=40, keeps_dead=True
-    ),
+    "source": Sweep(SOURCE, SOURCE_RATES),
+    "source_dead": Sweep(COLLAPSE, dict.fromkeys(UNEVEN, (0.003,)), steps=1000, measurements=40, keeps_dead=True),
     "size_64_rates": of_size(
         64, dict.fromkeys(OF_SIZES, (0.0015, 0.003, 0.006)) | {"dense, 4×": (0.0015, 0.003, 0.006, 0.012)}, seeds=(0,)
     ),
@@ -162,8 +153,8 @@ def _train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
     task = sweep.study.text
     options = {name: getattr(sweep, name) for name in ("batch_size", "warmup_steps", "decay_steps", "max_grad_norm")}
     run = Run(sweep.study.make_model(model, seed), task, lr=lr, seed=seed, **options)
-    for knob, value in BALANCED_BY.get(model, {"router_aux_loss_coef": sweep.router_aux_loss_coef}).items():
-        setattr(run.knobs, knob, value)  # a loss without a mixture multiplies 0
+    if model not in UNBALANCED:
+        run.knobs.router_aux_loss_coef = sweep.router_aux_loss_coef  # without a mixture it multiplies 0
     mixtures = [module for module in run.model.modules() if is_moe(module)]
     times, curve = [], {name: [] for name in POINTS}
     measured = {round(part * sweep.steps / sweep.measurements) for part in range(1, sweep.measurements + 1)}

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pandas as pd
 
-from moe_lessons.analysis.roofline import machine_for, machines
+from moe_lessons.analysis.roofline import WEIGHT_BYTES, machine_for, machines
 from moe_lessons.analysis.speedup import edges
 from moe_lessons.support.data import data_path
 from moe_lessons.support.errors import check_choice
 
-BYTES = {"bfloat16": 2.0, "fp8": 1.0, "4-bit": 4.25 / 8}  # of a weight; in 4 bits with a scale for 32 of them (MXFP4)
+BYTES = WEIGHT_BYTES | {"4-bit": 4.25 / 8}  # as released, with a scale for 32 weights (MXFP4)
 
 
 def modern_models() -> pd.DataFrame:

@@ -70,11 +70,11 @@ def figures() -> Markdown:
 
 
 class Answer(Markdown):
-    """The answer at one of two lengths, with the learner's figures, folded until they have said theirs.
+    """The answer at one of three lengths, with the learner's figures, folded until they have said theirs.
 
     Raises ValueError where a figure is missing.
 
-    length: 'one sentence' or 'one minute'."""
+    length: 'ten seconds', 'one sentence' or 'one minute'."""
 
     def __new__(cls, length: str):
         text = ANSWERS[check_choice("length", length, ANSWERS)]

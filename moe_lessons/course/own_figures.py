@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from moe_lessons.analysis.quality import width_over_size
 from moe_lessons.analysis.speedup import measure_speedups
 from moe_lessons.course.interview import busy_ones, lacking
-from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
+from moe_lessons.nn import LanguageModel, TransformerConfig, dense_name, seeded
 from moe_lessons.support import progress
 
 
@@ -13,7 +13,7 @@ def decoders() -> dict[str, LanguageModel]:
     """Make the models of lesson 04, untrained: an MoE of 16 experts, top-2, and dense models of 1, 2, 4 and 8 times
     its active width."""
     ffns = {"MoE": {"d_ff": 1024, "num_experts": 16, "top_k": 2}}
-    ffns |= {f"dense, {width}×": {"d_ff": 2048 * width, "moe_layers": ()} for width in (1, 2, 4, 8)}
+    ffns |= {dense_name(width): {"d_ff": 2048 * width, "moe_layers": ()} for width in (1, 2, 4, 8)}
     with seeded(0):
         return {
             name: LanguageModel(TransformerConfig(d_model=512, num_layers=2, num_heads=8, num_kv_heads=4, **ffn))

@@ -39,16 +39,17 @@ def saved(lab, notebook) -> list[dict]:
 
 def seen(notebook, view_of) -> list:
     """The words of what trains, and what is chosen, drawn and said elsewhere."""
-    words = []
+    words, steps = [], []
     for place in (0, 1):  # JupyterLab hides what is off the screen
         view = view_of(notebook.page, place)
         notebook.page.mouse.move(1, 1)
         notebook.page.wait_for_timeout(700)
-        words += [view.canvas.inner_text(), view.step]
+        words.append(view.canvas.inner_text())
+        steps.append(view.step)
     said = notebook.page.locator(".moe-question .moe-why, .moe-interview textarea, .moe-drawn")
     chosen = "all => all.map((e) => e.getAttribute('d') ?? e.value ?? e.textContent)"
     checked = notebook.page.locator(".moe-question input:checked + span").all_text_contents()
-    return [words[0], words[2], words[1], checked, said.evaluate_all(chosen)]
+    return [*words, steps[0], checked, said.evaluate_all(chosen)]
 
 
 def answer_all(page, cell) -> None:
