@@ -17,7 +17,7 @@ WATCH = """() => {
 @pytest.mark.slow
 def test_after_run_all_the_first_view_is_seen_training_and_nothing_answers_a_prediction(lab, open_notebook, view_of):
     lesson = open_notebook("00_welcome.ipynb")
-    page, note = lesson.page, lesson.page.locator("p", has_text="The bands show the share")
+    page, note = lesson.page, lesson.page.locator("p", has_text="Equal bands would end")
     page.evaluate("jupyterapp.commands.execute('editmenu:clear-all')")
     page.evaluate(WATCH)
     lesson.run_all()
