@@ -28,13 +28,14 @@ def curves(ax: Axes, frame: pd.DataFrame, x: str, y: str) -> None:
 
 def width_rows(ours: pd.DataFrame, published: pd.DataFrame) -> Axes:
     """Draw quality-matched widths, a row each: those of `width_over_size`, in their intervals, an arrow where one ends
-    beyond the dense models that were trained; and those of `published_pairs`."""
+    beyond the dense models that were trained (dotted: from where to where); and those of `published_pairs`."""
     height = 1.4 + 0.4 * (len(ours) + len(published))
     ax = axes_for(7.6, height, "Quality-matched width", "× the active width (published: × active parameters)")
     names = [*(f"D = {d_model}" for d_model in ours.index), *(f"{name}, published" for name in published.index)]
     for y, own in enumerate(ours.itertuples()):
         low, width, high = np.clip([own.low, own.width, own.high], own.narrowest, own.widest)
         ax.plot([low, high], [y, y], color=LIGHT.lines[0], lw=2)
+        ax.vlines([own.narrowest, own.widest], y - 0.35, y + 0.35, ls=":", lw=1.5, color=LIGHT.foreground)
         shown = (low, "<", own.low == 0), (width, "o", 0 < own.width < np.inf), (high, ">", own.high == np.inf)
         for x, marker, is_shown in shown:
             ax.plot([x] * is_shown, [y] * is_shown, marker, color=LIGHT.lines[0], ms=8)
@@ -42,9 +43,7 @@ def width_rows(ours: pd.DataFrame, published: pd.DataFrame) -> Axes:
     for y, width in enumerate(published.width, len(ours)):
         ax.plot(width, y, "D", color=LIGHT.lines[0], mfc=LIGHT.background, ms=8)
         annotate(ax, f"{width:.2g} ×", (WIDEST, y), (14, 0))
-    for width, name, side in ((1, "FLOP-matched", "left"), (WIDEST, "parameter-matched (of ours)", "right")):
-        ax.axvline(width, ls=":", lw=1, color=LIGHT.foreground)
-        annotate(ax, name, (width, -0.6), (4 if side == "left" else -4, 0), ha=side, halo=LIGHT.background)
+    annotate(ax, "dotted: the narrowest and the widest dense model trained", (1, -0.6), (-4, 0))
     ax.set_yticks(range(len(names)), names)
     ax.set(xlim=(0.9, 1.1 * WIDEST), ylim=(len(names) - 0.5, -0.9))
     return log_axis(ax, "x", [1, 2, 3, 4, 6, 8], say="{:g}×".format)

@@ -11,7 +11,7 @@ from moe_lessons.training import Run
 
 MOST_PLACES = 256  # of a curve: more are not seen
 LOSS_WINDOW = 10  # steps over which the loss is averaged
-X_AXES = {"steps": "step", "FLOPs": "training FLOPs so far", "seconds": "seconds of training"}
+X_AXES = {"steps": "step", "FLOPs": "training FLOPs (B: 10⁹, T: 10¹²)", "seconds": "seconds of training"}
 
 
 class History:

@@ -96,7 +96,8 @@ def cost(view) -> Panel:
         held_out = run.evaluate(NUM_HELD_OUT_SEQUENCES if hasattr(run.task, "context") else NUM_HELD_OUT)
         loss = "loss" if hasattr(run.task, "known") or is_own(run) else "held-out loss"  # of facts, none are held out
         costs |= {"ms/step": f"{np.median(times):.2f}" if times else "–", loss: f"{held_out['loss']:.3g}"}
-        columns[name] = costs | {"accuracy": f"{held_out['accuracy']:.1%}"}
+        right = "digits right" if hasattr(run.task, "known") else "accuracy"  # a fact has several digits
+        columns[name] = costs | {right: f"{held_out['accuracy']:.1%}"}
     rows = tuple(next(iter(columns.values())))
     cells = [[column[row] for column in columns.values()] for row in rows]
     return Panel("What each model costs", [Table(tuple(columns), rows, cells, model_inks(columns))])
