@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from moe_lessons.analysis.quality import width_over_size
 from moe_lessons.analysis.speedup import measure_speedups
-from moe_lessons.course.interview import busy_ones, lacking
+from moe_lessons.course.interview import busy_ones, lacking, measured
 from moe_lessons.nn import LanguageModel, TransformerConfig, dense_name, seeded
 from moe_lessons.support import progress
 
@@ -30,9 +30,13 @@ def keep(unit: str, keys: Sequence[str], values: Sequence[float], is_busy: bool 
 def measure_missing(*, busy_too: bool = False) -> None:
     """Measure those figures of the answer that the learner's progress lacks, as their lessons do: some seconds.
     busy_too: also those that were measured on a busy machine."""
-    keep("times", ["05.effective_width"], [width_over_size().width.iloc[-1]])  # of the largest models
+    width = width_over_size().width.iloc[-1]  # of the largest models
+    keep("times", ["05.effective_width"], [width])
     keys = ["04.over_active", "04.over_good"]
     if lacking(*keys) or busy_too and busy_ones(*keys):
         found = measure_speedups(decoders(), (1,))
         speedup = found.frame.set_index("width").speedup
         keep("times", keys, [speedup[1], speedup[4]], found.is_busy)
+    narrow, wide = (measured()[key]["value"] for key in keys)
+    over = narrow + (wide - narrow) * (width - 1) / (4 - 1)  # a dense step takes longer in proportion to its FFN
+    keep("times", ["12.over_matched"], [over], bool(busy_ones(*keys)))

@@ -102,7 +102,8 @@ def test_experts_get_wider_again(first_only):
     models = MODELS.drop_duplicates(["num_experts", "top_k", "d_model", "d_ff"]) if first_only else MODELS
     days = ("2025-07-01", "2025-12-31"), ("2026-01-01", "2026-04-30"), ("2026-05-01", "2026-12-31")
     before, narrow, wide = (models[models.day.between(*each)].d_ff.median() for each in days)
-    assert narrow < before <= 2048 < wide and (first_only or (before, narrow, wide) == (2048, 1536, 2688))
+    assert narrow < before <= 2048 < wide and (first_only or (before, narrow, wide) == (2048, 1536, 3072))
+    assert first_only or models[models.day.between(*days[2])].d_ff.count() == 6
     D, F, bandwidth = 7168, 3072, 50e9  # of DeepSeek-V4-Pro; the exchange of an assignment hides at 2·F at most
     for flops, hides in ((1.9 * F * bandwidth, True), (2.1 * F * bandwidth, False)):
         assert (6 * D * F / flops > 3 * D / bandwidth) == hides

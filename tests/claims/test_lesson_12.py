@@ -41,6 +41,8 @@ def test_speculative_decoding_in_both_regimes():
 
     found = {batch: [round(longer(model, batch), 2) for model in (sizes, sizes.dense(3.2))] for batch in (1, 16, 128)}
     assert found == {1: [2.53, 1.0], 16: [1.01, 1.0], 128: [1.05, 2.48]}
+    for E, K in ((8, 2), (128, 8), (384, 6)):  # most of the experts, and long before the MoE is compute-bound
+        assert union_law(E, K, 3 * E // K) >= 0.95 * E and 3 * E // K < 206 * E / (4 * K)
 
 
 @pytest.mark.claim("offloading-by-bytes")
@@ -55,6 +57,10 @@ def test_offloading_by_bytes():
         experts = costs.gb_per_token[name] - rest * BYTES[own.other_weights]
         assert experts == pytest.approx(size, rel=0.03)
         assert 1e12 * experts / bandwidth == pytest.approx(milliseconds, rel=0.01)
+        stored = experts * own.num_experts / own.top_k
+        assert name != "DeepSeek-V3" or stored == pytest.approx(654, rel=0.01)
+        for hits, is_faster in ((0.68, False), (0.72, True)):  # of a cache whose misses come over a bus of 25 GB/s
+            assert ((1 - hits) * experts / 25e9 < experts / bandwidth) == is_faster
     assert 5.1 * 2 / costs.gb_per_token["gpt-oss-120b"] == pytest.approx(2.1, abs=0.05)
 
 

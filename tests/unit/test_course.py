@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 from traitlets import TraitError
 
@@ -180,10 +181,10 @@ def test_the_answer_has_the_learners_own_figures(length, measured):
 
 def test_a_missing_figure_and_one_that_is_no_number_is_named(measured):
     rows = figures().splitlines()
-    progress.record("figures", "04.over_good", value="fast")
-    assert lacking("04.over_good") == ["04.over_good"]
+    progress.record("figures", "12.over_matched", value="fast")
+    assert lacking("12.over_matched") == ["12.over_matched"]
     assert len(FIGURES) + 2 == len(rows) == len(figures().splitlines()) + 1
-    with pytest.raises(ValueError, match=r"04\.over_good"):
+    with pytest.raises(ValueError, match=r"12\.over_matched"):
         Answer("one sentence")
 
 
@@ -212,9 +213,11 @@ def test_a_figure_of_a_busy_machine_is_marked_until_it_is_measured_again(measure
     others.each = 1e6
     own_figures.measure_missing()
     kept = json.loads(path.read_text("utf-8"))["figures"]
-    assert {key for key in kept if kept[key].get("is_busy")} == {"04.over_active", "04.over_good"}
+    assert {key for key in kept if kept[key].get("is_busy")} == {"04.over_active", "04.over_good", "12.over_matched"}
+    narrow, over, wide = (kept[key]["value"] for key in ("04.over_active", "12.over_matched", "04.over_good"))
+    assert np.interp(kept["05.effective_width"]["value"], (1, 4), (narrow, wide)) == pytest.approx(over)
     *rows, _, last = figures().splitlines()
-    assert [row[:6] for row in rows if "measured on a busy machine" in row] == ["| 04 |"] * 2
+    assert [row[:6] for row in rows if "measured on a busy machine" in row] == ["| 04 |", "| 04 |", "| 12 |"]
     assert "measure_missing(busy_too=True)" in last and "busy machine" in Answer("one minute")
     others.each = 0.0
     own_figures.measure_missing()
