@@ -141,7 +141,6 @@ class TopKRouter(nn.Module):
     norm_topk_prob: whether they are divided by their sum, as in Mixtral (arXiv:2401.04088), or stay as they are, as in
         Switch (arXiv:2101.03961) and OLMoE. None divides for K > 1 only: for K = 1 the divided weight is always 1, and
         the router would receive no gradient from the task.
-    routed_scaling_factor: all weights are multiplied by it, as in the configurations of DeepSeek-V2 and DeepSeek-V3.
     jitter_noise: ε. In training the router sees each number of x multiplied by a random one from 1 - ε to 1 + ε
         (arXiv:2101.03961, appendix C). It may be changed at any time.
 
@@ -157,14 +156,13 @@ class TopKRouter(nn.Module):
 
     def __init__(
         self, d_model: int, num_experts: int, top_k: int, *, norm_topk_prob: bool | None = None, bias=False,
-        routed_scaling_factor=1.0, jitter_noise=0.0,
+        jitter_noise=0.0,
     ):  # fmt: skip
         super().__init__()
         self.d_model = check_positive_int("d_model", d_model)
         self.num_experts = check_positive_int("num_experts", num_experts)
         self.top_k = check_top_k(top_k, num_experts)
         self.norm_topk_prob = top_k > 1 if norm_topk_prob is None else norm_topk_prob
-        self.routed_scaling_factor = check_number("routed_scaling_factor", routed_scaling_factor, above=True)
         self.jitter_noise = check_number("jitter_noise", jitter_noise, most=1.0)
         self.weight = make_weight(num_experts, d_model)
         self.bias = nn.Parameter(torch.zeros_like(self.weight[:, 0])) if bias else None
@@ -181,7 +179,7 @@ class TopKRouter(nn.Module):
         topk_weights, topk_indices = probs.topk(self.top_k, dim=-1)  # (T, K), best first
         if self.norm_topk_prob:
             topk_weights = topk_weights / topk_weights.sum(dim=-1, keepdim=True)
-        return Routing.from_topk(logits, probs, topk_indices, topk_weights * self.routed_scaling_factor)
+        return Routing.from_topk(logits, probs, topk_indices, topk_weights)
 
     def router_logits(self, x: Tensor) -> Tensor:
         """The clean scores of the experts: x (T, D) -> (T, E), in float32 or float64."""
@@ -204,7 +202,6 @@ class TopKRouter(nn.Module):
     def extra_repr(self) -> str:
         text = f"d_model={self.d_model}, num_experts={self.num_experts}, top_k={self.top_k}"
         text += f", norm_topk_prob={self.norm_topk_prob}" + (", bias=True" if self.bias is not None else "")
-        text += f", routed_scaling_factor={scale}" if (scale := self.routed_scaling_factor) != 1 else ""
         return text + (f", jitter_noise={self.jitter_noise}" if self.jitter_noise else "")
 
 
@@ -269,53 +266,28 @@ class SigmoidRouter(TopKRouter):
     """The router of DeepSeek-V3 (arXiv:2412.19437, eq. 13 to 16): each expert is scored by itself.
 
     s = sigmoid(router_logits). The K experts with the largest s + expert_bias are chosen; their weights come from s
-    alone: divided by their sum with `norm_topk_prob` (eq. 13), then times `routed_scaling_factor`. `expert_bias` (E,)
-    is a buffer: it has no gradient, and `update_expert_bias` moves it.
-
-    num_groups, topk_groups: the experts stand in groups of equal size, and a token chooses among the experts of the
-        `topk_groups` best groups only (a group's score is the sum of its two largest s + expert_bias), so that a
-        token visits few machines. One group is no limit.
+    alone, divided by their sum with `norm_topk_prob` (eq. 13). `expert_bias` (E,) is a buffer: it has no gradient, and
+    `update_expert_bias` moves it. Left out: the groups of experts, and the factor of all weights.
 
     router_probs are s / Σ s, which the balancing loss reads (eq. 19). `norm_topk_prob`: see `TopKRouter`.
 
-    >>> router = SigmoidRouter(d_model=4, num_experts=8, top_k=2, routed_scaling_factor=2.5)
+    >>> router = SigmoidRouter(d_model=4, num_experts=8, top_k=2)
     >>> router(torch.randn(3, 4)).topk_weights.sum(dim=1)
-    tensor([2.5000, 2.5000, 2.5000], grad_fn=<SumBackward1>)
+    tensor([1., 1., 1.], grad_fn=<SumBackward1>)
     """
 
-    def __init__(self, d_model: int, num_experts: int, top_k: int, *, num_groups=1, topk_groups=1, **rest):
+    def __init__(self, d_model: int, num_experts: int, top_k: int, **rest):
         super().__init__(d_model, num_experts, top_k, **rest)
-        if num_experts % check_positive_int("num_groups", num_groups):
-            raise ValueError(f"num_groups must divide num_experts ({num_experts}), got {num_groups}")
-        if check_positive_int("topk_groups", topk_groups) > num_groups:
-            raise ValueError(f"topk_groups must be between 1 and num_groups ({num_groups}), got {topk_groups}")
-        if top_k > (room := topk_groups * num_experts // num_groups):
-            raise ValueError(f"top_k must be at most {room}, the experts in {topk_groups} groups, got {top_k}")
-        self.num_groups, self.topk_groups = num_groups, topk_groups
         self.register_buffer("expert_bias", torch.zeros_like(self.weight[:, 0]))
 
     def choose(self, logits: Tensor) -> Routing:
         scores = logits.sigmoid()  # s (T, E)
-        topk_indices = self._within_groups(scores + self.expert_bias).topk(self.top_k, dim=-1).indices  # (T, K)
+        topk_indices = (scores + self.expert_bias).topk(self.top_k, dim=-1).indices  # (T, K)
         topk_weights = scores.gather(1, topk_indices)  # of s, without the bias
         if self.norm_topk_prob:
             topk_weights = topk_weights / (topk_weights.sum(dim=-1, keepdim=True) + 1e-20)
         probs = scores / (scores.sum(dim=-1, keepdim=True) + 1e-20)  # (T, E)
-        return Routing.from_topk(logits, probs, topk_indices, topk_weights * self.routed_scaling_factor)
-
-    def _within_groups(self, scores: Tensor) -> Tensor:
-        """The scores (T, E) of the best groups; -inf for all others."""
-        if self.topk_groups == self.num_groups:
-            return scores
-        grouped = scores.unflatten(1, (self.num_groups, -1))  # (T, groups, E / groups)
-        group_scores = grouped.topk(min(2, grouped.shape[2]), dim=-1).values.sum(dim=-1)  # (T, groups)
-        best = group_scores.topk(self.topk_groups, dim=-1).indices
-        left_out = torch.ones_like(group_scores, dtype=torch.bool).scatter(1, best, False)
-        return grouped.masked_fill(left_out[:, :, None], -math.inf).flatten(1)
-
-    def extra_repr(self) -> str:
-        groups = f", num_groups={self.num_groups}, topk_groups={self.topk_groups}" if self.num_groups > 1 else ""
-        return super().extra_repr() + groups
+        return Routing.from_topk(logits, probs, topk_indices, topk_weights)
 
 
 class ExpertChoiceRouter(TopKRouter):
@@ -406,8 +378,8 @@ ROUTERS: dict[str, Callable[..., nn.Module]] = {
 def make_router(router, d_model: int, num_experts: int, top_k: int, **options) -> nn.Module:
     """The router of an `MoE` of these sizes: a module as it is, or what a name, class or function makes of the options.
 
-    >>> make_router("sigmoid", 4, 8, 2, routed_scaling_factor=2.5)
-    SigmoidRouter(d_model=4, num_experts=8, top_k=2, norm_topk_prob=True, routed_scaling_factor=2.5)
+    >>> make_router("sigmoid", 4, 8, 2, norm_topk_prob=False)
+    SigmoidRouter(d_model=4, num_experts=8, top_k=2, norm_topk_prob=False)
     """
     if isinstance(router, str):
         router = ROUTERS[check_choice("router", router, [name for name in ROUTERS if name != "hash"])]

@@ -25,11 +25,11 @@ class SoftMoE(nn.Module):
 
     causal = False
 
-    def __init__(self, d_model: int, d_ff: int, num_experts: int, slots_per_expert: int = 1, activation="swiglu"):
+    def __init__(self, d_model: int, d_ff: int, num_experts: int, slots_per_expert: int = 1):
         super().__init__()
         self.d_model = check_positive_int("d_model", d_model)
         self.slots_per_expert = check_positive_int("slots_per_expert", slots_per_expert)
-        self.experts = Experts(num_experts, d_model, d_ff, activation)
+        self.experts = Experts(num_experts, d_model, d_ff)
         self.phi = make_weight(num_experts * slots_per_expert, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,6 +46,3 @@ class SoftMoE(nn.Module):
         rows = slots.unflatten(-2, (self.experts.num_experts, -1)).movedim(-3, 0)  # (E, ..., slots_per_expert, D)
         hidden = ACTIVATIONS[self.experts.activation](rows.flatten(1, -2) @ self.experts.in_proj.mT)  # (E, N, F)
         return (hidden @ self.experts.down_proj.mT).view(rows.shape).movedim(0, -3).flatten(-3, -2)
-
-    def extra_repr(self) -> str:
-        return f"slots_per_expert={self.slots_per_expert}"

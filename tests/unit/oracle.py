@@ -78,18 +78,14 @@ def choose(x: Tensor, router) -> list[list[tuple[int, Tensor]]]:
 
 
 def choose_by_sigmoid(x: Tensor, router) -> list[list[tuple[int, Tensor]]]:
-    """DeepSeek-V3 (arXiv:2412.19437, eq. 13 to 16), token by token: bias and groups select, the score alone weighs."""
-    per_group = router.num_experts // router.num_groups
+    """DeepSeek-V3 (arXiv:2412.19437, eq. 13 to 16), token by token: the bias selects, the score alone weighs."""
     chosen = []
     for row in x:
         scores = [1 / (1 + torch.exp(-logit)) for logit in logits_row(row, router)]
         biased = [s.item() + b.item() for s, b in zip(scores, router.expert_bias)]
-        groups = [range(g * per_group, (g + 1) * per_group) for g in range(router.num_groups)]
-        groups.sort(key=lambda group: -sum(sorted((biased[e] for e in group), reverse=True)[:2]))
-        allowed = [e for group in groups[: router.topk_groups] for e in group]
-        best = sorted(allowed, key=lambda e: -biased[e])[: router.top_k]
+        best = sorted(range(len(scores)), key=lambda e: -biased[e])[: router.top_k]
         total = sum(scores[e] for e in best) if router.norm_topk_prob else 1
-        chosen.append([(e, router.routed_scaling_factor * scores[e] / total) for e in best])
+        chosen.append([(e, scores[e] / total) for e in best])
     return chosen
 
 

@@ -20,7 +20,7 @@ KINDS = {
     "plain": {},
     "switch": {"top_k": 1},
     "shared expert": {"shared_d_ff": 8},
-    "sigmoid with groups": {"router": SigmoidRouter, "num_groups": 4, "topk_groups": 2},
+    "sigmoid": {"router": SigmoidRouter},
 }
 SPLITS = {  # the tokens of each rank; every kind has the first
     1: [(24,), (0,)],

@@ -44,7 +44,6 @@ MAKE_ROUTER = {
     "top-k": lambda: TopKRouter(D, E, K),
     "noisy": lambda: NoisyTopKRouter(D, E, K),
     "sigmoid": lambda: SigmoidRouter(D, E, K),
-    "sigmoid, groups": lambda: SigmoidRouter(D, E, K, num_groups=2, topk_groups=1),
     "expert choice": lambda: ExpertChoiceRouter(D, E, K),
 }
 TEXT = TextTask(["english", "code"], context=16)

@@ -12,13 +12,13 @@ from moe_lessons.tasks.plane import PlaneClassifier
 
 
 def test_a_router_by_name_class_or_function():
-    assert isinstance(MoE(4, 8, 4, router="sigmoid", routed_scaling_factor=2.0).router, SigmoidRouter)
-    assert MoE(4, 8, 4, router=SigmoidRouter, bias=True, num_groups=2).router.bias is not None
+    assert isinstance(MoE(4, 8, 4, router="sigmoid", norm_topk_prob=False).router, SigmoidRouter)
+    assert MoE(4, 8, 4, router=SigmoidRouter, bias=True).router.bias is not None
     made = MoE(4, 8, 4, 2, router=lambda d_model, num_experts, top_k: TopKRouter(d_model, num_experts, top_k)).router
     assert (made.d_model, made.num_experts, made.top_k) == (4, 4, 2)
     assert MoE(4, 8, 4, shared_d_ff=5).shared_expert.d_ff == 5
-    with pytest.raises(TypeError, match="num_grups"):
-        MoE(4, 8, 4, router="sigmoid", num_grups=2)
+    with pytest.raises(TypeError, match="biass"):
+        MoE(4, 8, 4, router="sigmoid", biass=True)
 
 
 matches = pytest.mark.parametrize("match, experts_at_work", [("flops", 2), ("params", 5)])

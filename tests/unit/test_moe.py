@@ -153,10 +153,10 @@ def test_a_muted_expert_adds_nothing(way):
         muted(moe, moe, 5)
 
 
-@given(st.integers(0, 5), st.integers(1, 4), st.integers(1, 3), st.sampled_from(list(ACTIVATIONS)), st.integers(0, 99))
-def test_equals_the_loop_over_slots_and_tokens(num_tokens, num_experts, slots_per_expert, activation, seed):
+@given(st.integers(0, 5), st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
+def test_equals_the_loop_over_slots_and_tokens(num_tokens, num_experts, slots_per_expert, seed):
     torch.manual_seed(seed)
-    moe = SoftMoE(3, 4, num_experts, slots_per_expert, activation=activation).double()
+    moe = SoftMoE(3, 4, num_experts, slots_per_expert).double()
     x = torch.randn(num_tokens, 3, dtype=F64, requires_grad=True)
     assert_same(moe(x), mix_softly(moe, x), (x, *moe.parameters()))
 
@@ -171,9 +171,3 @@ def test_any_leading_shape_and_layout_and_sequences_do_not_mix(shape, device):
     for index in itertools.product(*map(range, shape[:-2])):
         torch.testing.assert_close(y[index], moe(x[index]))
 
-
-def test_a_token_sees_the_future():
-    torch.manual_seed(0)
-    moe, x = SoftMoE(4, 8, 3), torch.randn(6, 4)
-    changed = torch.cat([x[:-1], torch.randn(1, 4)])
-    assert not moe.causal and not torch.allclose(moe(x)[0], moe(changed)[0], rtol=1e-3)

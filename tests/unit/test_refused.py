@@ -56,7 +56,6 @@ NN = [
     (lambda value: MoE(4, 8, 8, router=lambda *sizes: value), "router", 7),
     (lambda value: MoE(4, 8, 8, router=TopKRouter(value, 8, 2)), "router", 5),
     (lambda value: MoE(4, 8, 8, router=TopKRouter(4, 8, 2), bias=True), "router", "a module"),
-    (lambda value: SigmoidRouter(4, 8, value, num_groups=4), "top_k", 3),
     (lambda value: HashRouter(8, 9, seed=value), "seed", 2**32),
     (lambda value: dense_baseline(value), "model", FeedForward(4, 4)),
     (lambda value: config(d_model=value), "d_model", 20),
