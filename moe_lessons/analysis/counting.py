@@ -1,14 +1,12 @@
 """The cost of a model: total parameters, active parameters of a token, and FLOPs (multiplies and adds)."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
-import pandas as pd
 from torch import nn
 
 from moe_lessons.nn import SoftMoE, is_moe
-from moe_lessons.support.data import data_path
-from moe_lessons.support.errors import check_choice, check_count, check_number, check_positive_int, check_top_k
+from moe_lessons.support.errors import check_count, check_number, check_positive_int, check_top_k
 
 
 @dataclass(frozen=True)
@@ -122,11 +120,6 @@ class TransformerShape:
         head = self.vocab_size * self.d_model  # a product even where the weights are those of the embedding
         return 2 * (layers + head) + 4 * self.num_layers * self.num_heads * self.head_dim * context_length
 
-    def dense_baseline(self, match: str = "flops") -> "TransformerShape":
-        """Make the same model with dense FFNs as wide as the experts that a token uses, or as all ('total')."""
-        used = self.top_k if check_choice("match", match, ("flops", "params")) == "flops" else self.num_experts
-        return replace(self, d_ff=(used + self.shared_experts) * self.d_ff, num_experts=1, top_k=1, shared_experts=0)
-
     def memory_gb(self) -> float:
         """Count the gigabytes (10⁹ bytes) for all parameters, 2 bytes for each (bfloat16)."""
         return 2 * self.count.total / 1e9
@@ -146,8 +139,3 @@ MODEL_SHAPES: dict[str, TransformerShape] = {
     "Qwen1.5-MoE": TransformerShape(151936, 2048, 24, 16, 16, 128, 1408, num_experts=60, top_k=4, shared_experts=4),
 }
 
-
-def published_models() -> pd.DataFrame:
-    """Read published mixtures of experts, largest total first; data/README.md says what is counted and how."""
-    frame = pd.read_csv(data_path("published_models.csv")).fillna({"note": ""})
-    return frame.sort_values("total_params", ascending=False, ignore_index=True)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from moe_lessons.analysis.busy import watching_others
 from moe_lessons.analysis.counting import used_size
-from moe_lessons.analysis.timing import Ratio, moved, take_turns
+from moe_lessons.analysis.timing import Ratio, take_turns
 from moe_lessons.nn import KVCache, LanguageModel, evaluating, torch_threads
 from moe_lessons.support.errors import check_device, check_number, check_positive_int, check_seed, check_top_k, is_whole
 from moe_lessons.training import bar
@@ -31,21 +31,19 @@ CACHES = Path("/sys/devices/system/cpu/cpu0/cache")  # where Linux describes the
 
 def decode_speed(
     models: Mapping[str, LanguageModel], batch_sizes: Sequence[int] = (1, 4, 16), *, prompt_length=8, num_tokens=5,
-    repeats=5, seed=0, device=None,
+    repeats=5, seed=0,
 ) -> pd.DataFrame:  # fmt: skip
     """Measure the tokens per second of each model in decoding: a row for each batch size and model.
 
     batch: how many sequences are written at once, B. tokens_per_second: of all B together, the median over `repeats`.
     speedup: over the last model, the median of the ratios within a round. In a round each model reads num_tokens bytes,
-    drawn from `seed`, behind a prompt; the median step counts. device: where copies of the models work, such as 'cuda'
-    or 'auto'; None: where they are, all on one device.
+    drawn from `seed`, behind a prompt; the median step counts. All models are on one device.
 
     >>> from moe_lessons.nn import TransformerConfig
     >>> decode_speed({"tiny": LanguageModel(TransformerConfig())}, (1, 4)).speedup.tolist()
     [1.0, 1.0]
     """
     check_models(models, batch_sizes)
-    models = moved(models, device)
     values, place = models.values(), device_of(models)
     length = check_positive_int("prompt_length", prompt_length) + check_positive_int("num_tokens", num_tokens)
     rows = []
@@ -93,7 +91,7 @@ def device_of(models: Mapping[str, LanguageModel]) -> torch.device:
     """Return the device on which all models are. ValueError where there are several."""
     places = {model.embed.weight.device for model in models.values()}
     if len(places) > 1:
-        raise ValueError(f"models must be on one device, or device be given, got {', '.join(map(str, places))}")
+        raise ValueError(f"models must be on one device, got {', '.join(map(str, places))}")
     return places.pop()
 
 
@@ -172,14 +170,14 @@ class Machine:
 _machines: dict[torch.device, Machine] = {}  # what was measured in this session
 
 
-def measure_machine(device="cpu", *, fresh: bool = False) -> Machine:
+def measure_machine(device="cpu") -> Machine:
     """Measure what one thread of the CPU, or a GPU, reaches in float32, at its best of several rounds: in products of
     a large matrix, or the three of a dense FFN, with a vector, as in decoding at B = 1, whichever reads faster; and in
     the product of two square matrices.
 
-    It is measured once a session, so that all that is compared with it is compared with the same; fresh: again."""
+    It is measured once a session, so that all that is compared with it is compared with the same."""
     place = check_device(device)
-    if fresh or place not in _machines:
+    if place not in _machines:
         _machines[place] = _measure_machine(place)
     return _machines[place]
 

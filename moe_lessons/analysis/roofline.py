@@ -161,7 +161,7 @@ def sizes_from(stored: dict[str, Any]) -> ModelSizes:
 
 @functools.cache
 def published_sizes() -> dict[str, ModelSizes]:
-    """Read the sizes of the `published_models`, by name, as data/make_published_models.py counted them."""
+    """Read the sizes of published mixtures, by name, as data/make_published_models.py counted them."""
     stored = json.loads(data_path("published_sizes.json").read_text(encoding="utf-8"))
     return {name: sizes_from(sizes) for name, sizes in stored.items()}
 

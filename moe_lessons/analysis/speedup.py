@@ -32,7 +32,7 @@ from moe_lessons.analysis.roofline import (
     sizes_of,
     step_seconds,
 )
-from moe_lessons.analysis.timing import Ratio, moved, take_turns
+from moe_lessons.analysis.timing import Ratio, take_turns
 from moe_lessons.nn import FeedForward, LanguageModel, evaluating, is_moe, torch_threads
 from moe_lessons.support.errors import check_number, check_positive_int, check_seed, check_top_k
 from moe_lessons.training import bar
@@ -142,16 +142,14 @@ def crossings(batches: Sequence[int], speedups: Sequence[float]) -> tuple[float,
 
 
 def measure_work(
-    models: Mapping[str, LanguageModel], prompt: int = 512, batch=(4, 64), *, repeats=3, seed=0, device=None
+    models: Mapping[str, LanguageModel], prompt: int = 512, batch=(4, 64), *, repeats=3, seed=0
 ) -> pd.DataFrame:
     """Measure what processes many tokens at once: the prefill of a prompt, and forward and backward of a training step
     on a `batch` of (sequences, tokens of each), in float32 on one thread; the models take turns.
 
-    Returns a row for each model, with the median milliseconds of 'prefill' and 'training'. device: see
-    `decode_speed`."""
+    Returns a row for each model, with the median milliseconds of 'prefill' and 'training'."""
     check_models(models, [batch[0]])
     check_positive_int("prompt", prompt)
-    models = moved(models, device)
     place, generator = device_of(models), torch.Generator().manual_seed(check_seed(seed))
     vocab_size = min(model.config.vocab_size for model in models.values())
     read, learn = (torch.randint(vocab_size, size, generator=generator).to(place) for size in ((1, prompt), batch))
@@ -190,12 +188,10 @@ class Measured:
 
 
 def measure_speedups(
-    models: Mapping[str, LanguageModel], batches: Sequence[int] = (1, 4, 16, 64, 256), *, repeats=3, seed=0, device=None
+    models: Mapping[str, LanguageModel], batches: Sequence[int] = (1, 4, 16, 64, 256), *, repeats=3, seed=0
 ) -> Measured:  # fmt: skip
     """Measure decoding steps of a mixture, the first of the models, and of dense ones that differ from it in their FFN
-    alone, in float32 on one thread. In each round all take turns; at batch size 1 each decodes four tokens in a row.
-
-    device: see `decode_speed`."""
+    alone, in float32 on one thread. In each round all take turns; at batch size 1 each decodes four tokens in a row."""
     check_models(models, batches)
     shapes = [shape_of(model) for model in models.values()]
     active = shapes[0].top_k * shapes[0].d_ff
@@ -203,7 +199,6 @@ def measure_speedups(
     plain = {"num_experts": 1, "top_k": 1, "d_ff": 1}
     if widths[0] or not all(widths[1:]) or len({replace(shape, **plain) for shape in shapes}) > 1:
         raise ValueError("models must be a mixture in all layers and then dense models, alike in all but their FFN")
-    models = moved(models, device)
     place, rows = device_of(models), []
     generator = torch.Generator().manual_seed(check_seed(seed))
     with torch_threads(1), evaluating(*models.values()), watching_others() as others, torch.inference_mode():

@@ -1,18 +1,16 @@
 """Times of functions side by side: they take turns, since a machine is never idle, and never the same twice."""
 
-import copy
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from moe_lessons.analysis.busy import watching_others
-from moe_lessons.support.errors import check_device, check_positive_int
+from moe_lessons.support.errors import check_positive_int
 
 WARM_UP = 2  # rounds that are not measured
 
@@ -32,11 +30,6 @@ class Ratio:
 
     def __str__(self) -> str:
         return f"{self.median:.2f} ({self.low:.2f}–{self.high:.2f})"
-
-
-def paired_ratio(a: Callable[[], object], b: Callable[[], object], repeats: int = 20, device=None) -> Ratio:
-    """Measure how many times as long `a` takes as `b`: they take turns `repeats` times, after a warm-up."""
-    return Ratio.of(*take_turns([a, b], repeats, device))
 
 
 @watching_others()
@@ -73,17 +66,6 @@ def own_clock(device=None) -> Callable[[], float]:
 
 def _is_processor(device) -> bool:
     return not torch.accelerator.is_available() if device is None else torch.device(device).type == "cpu"
-
-
-def moved(models: Mapping[str, nn.Module], device=None) -> dict[str, nn.Module]:
-    """Return the models, or copies of those that are not on the device; None: wherever they are."""
-    if device is None:
-        return dict(models)
-    place, found = check_device(device), {}
-    for name, model in models.items():
-        is_there = all(weight.device == place for weight in model.parameters())
-        found[name] = model if is_there else copy.deepcopy(model).to(place)
-    return found
 
 
 def cpu_name() -> str:

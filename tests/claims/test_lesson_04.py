@@ -15,13 +15,13 @@ from moe_lessons.analysis import (
     bytes_per_step,
     distinct_experts,
     flops_per_token,
-    paired_ratio,
     union_law,
 )
 from moe_lessons.analysis.counting import MODEL_SHAPES
 from moe_lessons.analysis.inference import PROMPT, last_level_cache_bytes
 from moe_lessons.analysis.roofline import machines, on_machine, published_speeds, sizes_of
 from moe_lessons.analysis.speedup import Measured, edges, measure_speedups, measure_work, speedups
+from moe_lessons.analysis.timing import Ratio, take_turns
 from moe_lessons.nn import FeedForward, LanguageModel, TransformerConfig, seeded, torch_threads
 from moe_lessons.plots.speeds import Stream
 
@@ -113,7 +113,7 @@ def test_one_text_waits_for_memory():
         with seeded(seed), torch_threads(1), torch.inference_mode():
             ffns, x = [FeedForward(512, 128) for _ in range(num_bytes // (4 * 3 * 512 * 128))], torch.randn(1, 512)
             same = ffns[:1] * len(ffns)
-            assert paired_ratio(partial(chain, ffns, x), partial(chain, same, x), repeats=7).median > 1
+            assert Ratio.of(*take_turns([partial(chain, ffns, x), partial(chain, same, x)], repeats=7)).median > 1
 
 
 @pytest.mark.claim("random-tokens-follow-the-union-law")

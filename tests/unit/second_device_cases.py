@@ -191,8 +191,9 @@ def test_measurements():
     models = {"MoE": language_model(), "dense": language_model(moe_layers=())}
     there = language_model().to("second")
     ids = torch.arange(8).reshape(4, 2)
-    assert len(decode_speed(models, (1, 2), num_tokens=2, repeats=1, device="second")) == 4
-    assert len(measure_work(models, 8, (1, 8), repeats=1, device="second"))
+    both = {name: copy.deepcopy(model).to("second") for name, model in models.items()}
+    assert len(decode_speed(both, (1, 2), num_tokens=2, repeats=1)) == 4
+    assert len(measure_work(both, 8, (1, 8), repeats=1))
     assert len(distinct_experts(there, ids, (1, 2))) and bytes_per_step(there, 2) == bytes_per_step(models["MoE"], 2)
     assert len(trace(there, TEXT, 2)) and len(trace_text(there, "abc"))
     assert len(balance_by_layer(there(ids.to("second"))[1])) == 2

