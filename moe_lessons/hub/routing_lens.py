@@ -6,11 +6,9 @@ from dataclasses import fields, replace
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.analysis import balance_by_layer
 from moe_lessons.hub.routers import Mixture, detached, find_mixtures, of_experts
 from moe_lessons.nn import Routing
 from moe_lessons.nn.balancing import rank_within
@@ -43,8 +41,6 @@ class Lens:
     ['layers.0.ffn', 'layers.1.ffn', 'layers.2.ffn']
     >>> int(lens.routings["layers.0.ffn"].tokens_per_expert.sum())  # 29 tokens, 2 experts each
     58
-
-    To be drawn as ours: `plots.layer_loads(list(lens.routings.values()))`.
 
     Raises ValueError for a model without experts, or whose router or experts cannot be read; and when asked before
     anything was seen.
@@ -109,11 +105,6 @@ class Lens:
         if not self._seen:
             raise ValueError(NOTHING)
         return {name: joined(parts) for name, parts in self._seen.items()}
-
-    def balance(self) -> pd.DataFrame:
-        """`analysis.balance_by_layer` of all calls: a row for each layer, by its name."""
-        routings = self.routings
-        return balance_by_layer(list(routings.values())).set_axis(list(routings))
 
 
 def joined(routings: Sequence[Routing]) -> Routing:

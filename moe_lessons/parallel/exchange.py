@@ -9,7 +9,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from moe_lessons.nn import DISPATCH, Experts, MoE, Routing, choose_dispatch
-from moe_lessons.support.errors import check_positive_int
 
 
 class ExpertShard(Experts):
@@ -110,22 +109,12 @@ def global_load_balancing_loss(routing: Routing) -> Tensor:
     return routing.num_experts * (load_share * mean_prob).sum()
 
 
-def rank_traffic(routing: Routing | Tensor, ranks: int | None = None) -> Tensor:
-    """Count (N, N) how many rows rank i sends to rank j, those that stay (i = j) included. No ranks are needed to ask.
-
-    routing: the routing of all tokens in one process, of which each of `ranks` ranks would have T/N, one after the
-    other; or the `tokens_per_expert` of each rank, (N, E).
+def rank_traffic(rows: Tensor) -> Tensor:
+    """Count (N, N) how many rows rank i sends to rank j, those that stay (i = j) included. rows: the
+    `tokens_per_expert` of each rank, (N, E). No ranks are needed to ask.
 
     >>> rank_traffic(torch.tensor([[3, 0, 1, 0], [2, 2, 0, 4]]))  # two ranks, two of the four experts on each
     tensor([[3, 1],
             [4, 4]])
     """
-    if isinstance(routing, Routing):
-        check_positive_int("ranks", ranks)
-        if routing.num_tokens % ranks or routing.num_experts % ranks:
-            sizes = f"{routing.num_tokens} tokens and {routing.num_experts} experts"
-            raise ValueError(f"ranks must divide {sizes}, got {ranks}")
-        owner = routing.token_idx // max(routing.num_tokens // ranks, 1)  # (A,)
-        cell = owner * routing.num_experts + routing.expert_idx
-        routing = torch.bincount(cell, minlength=ranks * routing.num_experts).view(ranks, -1)
-    return routing.view(len(routing), len(routing), -1).sum(dim=2)
+    return rows.view(len(rows), len(rows), -1).sum(dim=2)

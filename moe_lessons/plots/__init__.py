@@ -4,6 +4,5 @@ live views are functions of the view that return marks: see `marks` and `panels`
 from moe_lessons.plots.panels import PANELS
 from moe_lessons.plots.panels.passages import attention_heatmap, colored_trace, write
 from moe_lessons.plots.panels.passages import writing_of as writing
-from moe_lessons.plots.panels.shares import layer_loads
 from moe_lessons.plots.still import figure
 from moe_lessons.plots.theme import LessonFigure

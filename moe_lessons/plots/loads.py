@@ -1,6 +1,6 @@
 """Pictures of experts: the load of each, by layer and by model, gradients on their logits, capacity, traffic, links."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -160,22 +160,21 @@ def plot_exchange(traffic: Mapping[str, Tensor], even: float | None = None) -> A
     return ax
 
 
-def plot_parallel(chosen: Sequence[Sequence[int]] = ((3, 0), (1, 2)), num_experts: int = 4) -> Figure:
-    """Draw the tokens of two ranks on their way to their experts and back, each in the colour of its expert. chosen:
-    the expert of each token of each rank (K = 1); the experts stand in blocks."""
+def plot_parallel() -> Figure:
+    """Draw the tokens of two ranks on their way to their experts and back, each in the colour of its expert (K = 1).
+    The experts stand in blocks, two on each rank."""
     figure = LessonFigure(7.6, 3.6)
     ax = dress(figure.subplots(), "Expert parallelism: dispatch and combine")
     ax.axis("off")
-    half, tokens = num_experts // 2, [(rank, e) for rank, experts in enumerate(chosen) for e in experts]
     for rank in range(2):
         ax.add_patch(Rectangle((-0.45, 2.1 * rank - 0.5), 8.9, 1.9, fc=LIGHT.grid, alpha=0.35))
         annotate(ax, f"rank {rank}", (-0.6, 2.1 * rank + 0.45), ha="right", weight="bold")
-    for e in range(num_experts):
-        ax.add_patch(Rectangle((3.5, _row(e, half) - 0.36), 1, 0.72, fill=False, ec=style.expert_color(e), lw=2))
-        annotate(ax, f"E{e}", (4.12, _row(e, half)), color=LIGHT.foreground)
-    for i, (rank, e) in enumerate(tokens):
-        home, place, color = _row(i, len(tokens) // 2), _row(e, half), style.expert_color(e)
-        line = {"color": color, "lw": 2.4 if e // half != rank else 1, "ls": "-" if e // half != rank else "--"}
+    for e in range(4):
+        ax.add_patch(Rectangle((3.5, _row(e) - 0.36), 1, 0.72, fill=False, ec=style.expert_color(e), lw=2))
+        annotate(ax, f"E{e}", (4.12, _row(e)), color=LIGHT.foreground)
+    for i, e in enumerate((3, 0, 1, 2)):  # the expert of each token
+        home, place, color = _row(i), _row(e), style.expert_color(e)
+        line = {"color": color, "lw": 2.4 if e // 2 != i // 2 else 1, "ls": "-" if e // 2 != i // 2 else "--"}
         for start, end in (((0.3, home), (3.55, place)), ((4.45, place), (7.7, home))):
             ax.annotate("", end, start, arrowprops={"arrowstyle": "->", **line})
         for x, y in ((0, home), (3.8, place), (8, home)):
@@ -188,9 +187,9 @@ def plot_parallel(chosen: Sequence[Sequence[int]] = ((3, 0), (1, 2)), num_expert
     return figure
 
 
-def _row(i: int, of_rank: int) -> float:
-    """Say how far down number i stands, of so many tokens or experts on each of two ranks."""
-    return 2.1 * (i // of_rank) + 0.9 * (i % of_rank)
+def _row(i: int) -> float:
+    """Say how far down number i stands, of two tokens or experts on each rank."""
+    return 2.1 * (i // 2) + 0.9 * (i % 2)
 
 
 def plot_links(models: Mapping[str, tuple[float, Mapping[str, float]]], link: float) -> Figure:

@@ -12,18 +12,9 @@ from matplotlib.patches import Rectangle
 from moe_lessons.plots import theme as style
 from moe_lessons.plots.marks import Axis, Line, Panel
 from moe_lessons.plots.still import plot
-from moe_lessons.plots.theme import LIGHT, annotate, axes_for, dress, log_axis, model_inks, model_styles, name_over
+from moe_lessons.plots.theme import LIGHT, annotate, axes_for, dress, log_axis, model_inks, name_over
 
 WIDEST = 8  # dense model beside the mixtures of `width_over_size`
-
-
-def curves(ax: Axes, frame: pd.DataFrame, x: str, y: str) -> None:
-    """Draw for each model a line through the mean of its y at each x, in a band from the least to the largest."""
-    for model, (color, dash, marker) in model_styles(frame["model"].unique()).items():
-        rows = frame[frame["model"] == model].groupby(x)
-        line = rows[y].mean()
-        ax.fill_between(line.index, rows[y].min(), rows[y].max(), color=color, alpha=0.2, lw=0)
-        ax.plot(line.index, line, ls=dash, marker=marker, color=color, lw=1.8, ms=5, label=model)
 
 
 def width_rows(ours: pd.DataFrame, published: pd.DataFrame) -> Axes:
@@ -52,8 +43,9 @@ def width_rows(ours: pd.DataFrame, published: pd.DataFrame) -> Axes:
 def seed_sweep(values, title: str, x_label: str, baseline: float, ax: Axes) -> Axes:
     """Draw the mean and all seeds at several settings: values: x above 0 -> (S,). Dashed: a baseline."""
     dress(ax, title, x_label)
-    rows = [("mean, and all seeds", x, float(y)) for x, seeds in values.items() for y in seeds]
-    curves(ax, pd.DataFrame(rows, columns=["model", "x", "y"]), "x", "y")
+    seeds, color = np.array([*values.values()]), LIGHT.lines[0]  # (settings, S)
+    ax.fill_between([*values], seeds.min(axis=1), seeds.max(axis=1), color=color, alpha=0.2, lw=0)
+    ax.plot([*values], seeds.mean(axis=1), "o-", color=color, lw=1.8, ms=5, label="mean, and all seeds")
     ax.axhline(baseline, ls="--", lw=1.2, color=LIGHT.foreground, label="without")
     return name_over(log_axis(ax, "x", list(values), grid="both"))
 

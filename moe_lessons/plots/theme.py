@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps, rc_context, rc_params_from_file
+from matplotlib import rc_context, rc_params_from_file
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
@@ -69,16 +69,6 @@ def model_inks(names: Iterable[str]) -> list[int]:
         wanted = (DENSE_INKS.get(name, OTHER),) if name.startswith(DENSE) else (0, 3, 4, 5)
         inks.append(next((ink for ink in wanted if ink not in inks), wanted[len(inks) % len(wanted)]))
     return inks
-
-
-def model_styles(models: Sequence[str]) -> dict[str, tuple]:
-    """Say the colour, dashes and marker of each model; several mixtures have shades of one hue, in their order."""
-    styles = {name: (LIGHT.lines[ink], DASHES[ink], MARKERS[ink]) for name in models for ink in model_inks([name])}
-    mixtures = [model for model in models if not model.startswith(DENSE)]
-    if len(mixtures) > 1:
-        shades = colormaps["RdPu"](np.linspace(0.55, 1, len(mixtures)))  # that stand out from the page
-        styles |= {model: (to_hex(shade), "-", "o") for model, shade in zip(mixtures, shades)}
-    return styles
 
 
 def expert_color(expert: int) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 import ipywidgets as W
 from torch import Tensor, nn
 
-from moe_lessons.nn import FeedForward
 from moe_lessons.plots import still
 from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels.block import block_of
@@ -68,11 +67,10 @@ class Picture(W.VBox):
         return data, {"image/png": {"alt": self.sentence() or repr(self)}}
 
 
-def draw_block(moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | None = None, has_strip=True) -> Picture:
+def draw_block(moe: nn.Module, x: Tensor, token: int = 0) -> Picture:
     """Draw an `MoE`, or a class that works as it does, of at most 16 experts, with the numbers of one of the tokens x
-    (T, D), T at most 16, in eval mode. dense: the FFN beside it; None: its parameter-matched baseline. has_strip: show
-    below how all tokens are sorted. ValueError for a router whose weights are no softmax of its logits."""
-    return Picture(block_of(moe, x, token, dense, has_strip))
+    (T, D), T at most 16, in eval mode. ValueError for a router whose weights are no softmax of its logits."""
+    return Picture(block_of(moe, x, token))
 
 
 def descendants(widget: W.Widget) -> Iterator[W.Widget]:

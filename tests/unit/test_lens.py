@@ -154,7 +154,7 @@ def test_accumulated_batches_are_joined_and_recomputation_is_not_seen(mixtral, c
 def test_hooks_are_gone_after_an_exception_and_what_was_seen_before_it_is_there(mixtral):
     before, lens = hooks(mixtral), Lens(mixtral)
     with pytest.raises(ValueError, match="the lens has seen no router"):
-        lens.balance()
+        _ = lens.routings
     with pytest.raises(ZeroDivisionError), torch.no_grad(), lens:
         assert hooks(mixtral) > before
         with pytest.raises(ValueError, match="^lens must "), lens:
@@ -178,8 +178,6 @@ def test_the_loss_of_all_layers_is_hugging_faces_over_k(mixtral, padded):
     with torch.no_grad(), Lens(mixtral) as lens:
         theirs = mixtral(IDS, output_router_logits=True, **{"attention_mask": mask} if padded else {}).aux_loss
     assert 2 * load_balancing_loss(joined(list(lens.routings.values()))) == pytest.approx(theirs.item(), rel=1e-5)
-    losses = {name: load_balancing_loss(routing).item() for name, routing in lens.routings.items()}
-    assert lens.balance()["load_balancing_loss"].to_dict() == losses
 
 
 class Called(nn.Module):

@@ -17,8 +17,8 @@ import torch
 from oracle import refused
 from torch.nn import functional as F
 
-from moe_lessons.nn import DISPATCH, LanguageModel, MoE, Routing, load_balancing_loss, seeded
-from moe_lessons.parallel import launch, rank_traffic, shard_experts
+from moe_lessons.nn import DISPATCH, LanguageModel, MoE, load_balancing_loss, seeded
+from moe_lessons.parallel import launch, shard_experts
 from moe_lessons.parallel.training import Settings, checkpoints_in, train_each, train_rank
 from moe_lessons.tasks import TextTask, make_text
 
@@ -48,15 +48,6 @@ def test_what_cannot_be_sharded_and_whole_experts():
         shard_experts(MoE(4, 4, 4))
     moe, x = MoE(4, 4, 4, dispatch="exchange"), torch.randn(5, 4)
     torch.testing.assert_close(moe(x)[0], DISPATCH["loop"](moe.experts, x, moe(x)[1]))  # whole experts stay here
-
-
-def test_rank_traffic_is_counted_row_by_row():
-    moe = MoE(4, 4, 8, 2)
-    routing: Routing = moe.router(torch.randn(12, 4))
-    expected = torch.zeros(4, 4, dtype=torch.int64)
-    for token, expert in zip(routing.token_idx.tolist(), routing.expert_idx.tolist()):
-        expected[token // 3, expert // 2] += 1
-    assert torch.equal(rank_traffic(routing, 4), expected)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from moe_lessons.analysis.roofline import published_speeds
 from moe_lessons.nn import TopKRouter, apply_capacity, seeded
 from moe_lessons.plots import costs, loads, speeds, sweeps
 from moe_lessons.plots.job import plot_job
-from moe_lessons.plots.theme import LIGHT, RED, expert_color, expert_hatch, model_styles
+from moe_lessons.plots.theme import LIGHT, RED, expert_color, expert_hatch
 
 
 def subplot():
@@ -39,10 +39,6 @@ def band(ax) -> np.ndarray:
 
 
 def test_models_and_experts_look_different():
-    dense = [f"dense, {width}×" for width in (1, 2, 4, 8)]
-    styles = model_styles([*(f"MoE, E={e}" for e in (2, 4, 8, 16, 32)), *dense, "dense, 3×"])
-    assert len(set(styles.values())) == 10
-    assert all(model_styles(["MoE", name])[name] == styles[name] for name in dense)  # in every picture
     assert len({(expert_color(e), expert_hatch(e)) for e in range(32)}) == 32
     assert not {color.lower() for color in LIGHT.lines} & {expert_color(expert).lower() for expert in range(8)}
 

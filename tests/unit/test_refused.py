@@ -21,7 +21,6 @@ from moe_lessons.nn import (
     TransformerConfig,
     dense_baseline,
 )
-from moe_lessons.parallel import rank_traffic
 from moe_lessons.support.errors import check_device, shown
 from moe_lessons.tasks import PlaneClassifier, PlaneTask, TextTask
 from moe_lessons.training import PlaneSetting, Run, SeedBand, balancing_setting, plane_runs
@@ -35,7 +34,6 @@ IDS = torch.zeros(1, 9).long()
 X = torch.zeros(3, 4)
 BLOCK = MoE(8, 4, 4, router=SigmoidRouter(8, 4, 2))
 RUN = Run(PlaneClassifier(BLOCK, num_classes=8), PlaneTask("blobs"), batch_size=8)
-ROUTED = TopKRouter(4, 8, 2)(torch.randn(12, 4))
 
 
 def config(**changes) -> TransformerConfig:
@@ -98,7 +96,6 @@ TRAINING = [
 ]
 SHOWN = [
     (lambda value: replicate(torch.ones(3), value), "slots", 2),
-    (lambda value: rank_traffic(ROUTED, value), "ranks", 8),
     (lambda value: release_costs(value), "machine", "abacus"),
     (lambda value: release_costs(width=value), "width", 0.5),
     (lambda value: draw_block(MoE(6, 4, value, 2), torch.zeros(12, 6)), "moe", 17),

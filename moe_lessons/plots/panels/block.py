@@ -28,7 +28,7 @@ MASKED = "Weights: −∞ for the experts not chosen, then softmax. The same as 
 MASKED += "divided by their sum."
 
 
-def block_of(moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | None = None, has_strip=True) -> Panel:
+def block_of(moe: nn.Module, x: Tensor, token: int) -> Panel:
     """Make the panel of `widgets.draw_block`."""
     if not is_moe(moe):
         raise ValueError(f"moe must be a mixture of experts such as nn.MoE, got {in_words(moe)}")
@@ -37,7 +37,7 @@ def block_of(moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | Non
     check_whole("token", token, 0, len(x) - 1, f"between 0 and {len(x) - 1}")
     with torch.no_grad(), evaluating(moe):
         y, routing = moe(x)
-    return block_panel(moe, x, y, routing, token, dense, has_strip)
+    return block_panel(moe, x, y, routing, token)
 
 
 def block(view) -> Panel:
@@ -48,7 +48,8 @@ def block(view) -> Panel:
 
 
 def block_panel(moe, x: Tensor, y: Tensor, routing: Routing, token: int, dense=None, has_strip=True) -> Panel:
-    """Show x, y (T, D) and the `Routing` of a block, and at most 16 tokens in the strip. dense: see `block_of`."""
+    """Show x, y (T, D) and the `Routing` of a block, and at most 16 tokens in the strip, if it has one. dense: the FFN
+    beside it; None: its parameter-matched baseline."""
     dense = dense_baseline(moe, "params") if dense is None else dense
     if moe.num_experts > MOST_EXPERTS:
         raise ValueError(f"moe must have at most {MOST_EXPERTS} experts to be drawn, got {moe.num_experts}")

@@ -1,16 +1,13 @@
 """Panels of the load of the experts, now and over time, and of which token goes to whom."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from matplotlib.axes import Axes
 
-from moe_lessons.nn import Routing, is_moe
+from moe_lessons.nn import is_moe
 from moe_lessons.plots import marks as all_marks
 from moe_lessons.plots.marks import Axis, Bars, Cells, Field, Panel, Points, Route, Rule, Stack, experts_axis, roomy
 from moe_lessons.plots.panels._history import RECENT, as_array, history, num_experts, of_layer, recent_load
-from moe_lessons.plots.still import plot
 from moe_lessons.training import is_dead
 
 TITLE, FILM_TITLE = "Load of each expert", "Load share over time"
@@ -39,34 +36,22 @@ def load(view) -> Panel:
     return load_panel(shares, factor and factor / experts, clean if run.knobs.is_noisy else None, of_layer(TITLE, view))
 
 
-def layers_panel(wanted: np.ndarray, selected: int | None = None) -> Panel:
-    """Show which share of the tokens wants each expert, wanted (layers, E), over the even one; crosses: dead."""
+def layers(view) -> Panel:
+    """Show which share of the tokens wants each expert in the last steps, over the even one; crosses: dead; a frame
+    around the layer that the other panels show."""
+    run = view.main_run
+    wanted = np.full((len(run.num_experts), num_experts(view)), np.nan)
+    if run.records:
+        top_k = np.array([[module.top_k] for module in run.model.modules() if is_moe(module)])  # (layers, 1)
+        wanted = top_k * np.mean([record.load for record in run.records[-RECENT:]], axis=0)  # (layers, E)
     rows, experts = wanted.shape
     load = experts * wanted / np.maximum(wanted.sum(axis=1, keepdims=True), 1e-9)
+    selected = view.state.layer if rows > 1 else None
     cells = Cells(load.astype("f4"), even=1.0, most=HOTTEST, rows="layer", selected=selected)
     layer, expert = (place.astype("u1") for place in np.nonzero(is_dead(wanted)))
     y = Axis(rows - 0.5, -0.5, "layer", [(row, str(row)) for row in range(rows)])
     crosses = Points(expert, layer, np.full(len(layer), 2, "u1"), expert)
     return Panel("Load of each layer, × dead", [cells, crosses], experts_axis(experts), y)
-
-
-def layers(view) -> Panel:
-    """Show the loads of the last steps; a frame around the layer that the other panels show."""
-    run = view.main_run
-    wanted = np.full((len(view.main_run.num_experts), num_experts(view)), np.nan)
-    if run.records:
-        top_k = np.array([[module.top_k] for module in run.model.modules() if is_moe(module)])  # (layers, 1)
-        wanted = top_k * np.mean([record.load for record in run.records[-RECENT:]], axis=0)  # (layers, E)
-    return layers_panel(wanted, view.state.layer if len(wanted) > 1 else None)
-
-
-def layer_loads(routings: Sequence[Routing]) -> Axes:
-    """Draw the load of each expert over the uniform load, for the routing of each layer; a red cross: dead."""
-    got = [routing.num_experts for routing in routings]
-    if len(set(got)) != 1:
-        raise ValueError(f"routings must be one or more Routings with one number of experts, got {got}")
-    wanted = np.array([(r.demand_per_expert / max(r.num_tokens, 1)).tolist() for r in routings])
-    return plot(layers_panel(wanted), width=5.6, height=1.2 + 0.3 * len(routings))
 
 
 def film_panel(steps, loads, marks=(), first_x=200, title=FILM_TITLE, clean=None) -> Panel:
