@@ -27,8 +27,6 @@ from moe_lessons.analysis.roofline import (
     ModelSizes,
     part_costs,
     part_seconds,
-    published_sizes,
-    published_speeds,
     sizes_of,
     step_seconds,
 )
@@ -229,15 +227,3 @@ def shape_of(model: LanguageModel) -> TransformerShape:
     width = c.d_ff if mixtures else next(ffns, c.d_ff)
     return TransformerShape(c.vocab_size, c.d_model, c.num_layers, *heads, width, *experts, 0, c.tied_embedding)
 
-
-def published_points(model: str) -> list[tuple[float, int, float, str]]:
-    """Find what others measured of a published mixture and can stand on its map: (width, batch, speedup, dense model).
-    Only rows of `published_speeds` with a batch size, one text. width: of the map's dense model with as many active
-    parameters as theirs, whose layers may be others."""
-    frame = published_speeds()
-    frame = frame[(frame.mixture == model) & (frame.work == "one text")]
-    if frame.empty:
-        return []
-    ffn = published_sizes()[model].ffn / 1e9
-    widths = 1 + (frame.dense_b - frame.mixture_active_b) / ffn
-    return list(zip(widths, [1] * len(frame), frame.mixture_figure / frame.dense_figure, frame.dense))

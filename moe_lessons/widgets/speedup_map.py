@@ -25,9 +25,9 @@ from moe_lessons.analysis.roofline import (
     published_sizes,
     sizes_of,
 )
-from moe_lessons.analysis.speedup import edges_of, published_points, speedups
+from moe_lessons.analysis.speedup import edges_of, speedups
 from moe_lessons.plots.costs import size_words
-from moe_lessons.plots.marks import Line, Panel, Points, Rule, Table
+from moe_lessons.plots.marks import Line, Panel, Rule, Table
 from moe_lessons.plots.speeds import LAST, edge_lines, speedup_panel
 from moe_lessons.plots.theme import model_inks, short_number
 from moe_lessons.support.errors import check_choice, check_number, check_positive_int, check_whole, is_number, is_whole
@@ -106,16 +106,12 @@ class SpeedupMap(Picture):
 
     @property
     def top(self) -> float:
-        """The largest width: that of the parameter-matched baseline, or of a point beyond it."""
-        return max(2.0, self.sizes.total_width, *(width for width, *_ in self.published()))
+        """The largest width: that of the parameter-matched baseline."""
+        return max(2.0, self.sizes.total_width)
 
     @property
     def roof(self) -> Machine:
         return machine_for(self.machines.loc[self.inputs["machine"].value], self.inputs["weights"].value)
-
-    def published(self) -> list[tuple[float, int, float, str]]:
-        """Give the points of others that belong here: of this mixture as it was published."""
-        return published_points(self.model) if self.is_as_made and isinstance(self.model, str) else []
 
     @property
     def is_as_made(self) -> bool:
@@ -159,8 +155,8 @@ class SpeedupMap(Picture):
             made.append((title, rows + [("", text) for text in others[1:]]))
         return made
 
-    def marks(self) -> list[Line | Points | Rule]:
-        """What stands on the map: the two edges, the quality-matched width, the end of memory, and points."""
+    def marks(self) -> list[Line | Rule]:
+        """What stands on the map: the two edges, the quality-matched width, and the end of memory."""
         texts, marks = self.texts(), edge_lines(self.edges, self.top)
         if (found := self.matched) and self.is_as_made:
             width, low, high = (min(max(end, 1), self.top) for end in (found.width, found.low, found.high))
@@ -168,9 +164,6 @@ class SpeedupMap(Picture):
             marks += [Rule(low, kind="even", name="its 95 % interval"), Rule(high, kind="even")]
         if texts is not None and 1 <= texts < 2**LAST:
             marks.append(Rule(y=float(np.log2(texts)), kind="limit", name=f"memory is full: {texts:,} sequences"))
-        if points := self.published():
-            x, batches, *_ = zip(*points)
-            marks.append(Points(x, np.log2(batches), np.ones(len(x), "u1")))
         return marks
 
     def edges(self, width: float) -> tuple[float, float] | None:
@@ -203,14 +196,10 @@ class SpeedupMap(Picture):
 
     def caption(self) -> str:
         """Say what the points are, and how far off the roofline is."""
-        others = self.published()
-        lines = [f"× over {dense}: a speedup of {speedup:.3g}, measured by others" for _, _, speedup, dense in others]
-        if errors := self.errors():
-            middle, most = np.median(errors), errors[-1]
-            lines.append(
-                f"○ measured here: the roofline is off by a factor of {middle:.2f} (median), {most:.2f} at most"
-            )
-        return "\n".join(lines)
+        if not (errors := self.errors()):
+            return ""
+        off = f"off by a factor of {np.median(errors):.2f} (median), {errors[-1]:.2f} at most"
+        return f"○ measured here: the roofline is {off}"
 
     def table(self) -> Table:
         """Compare both models at the place: time, bytes, FLOPs, and each part with what bounds it."""

@@ -9,7 +9,7 @@ import pytest
 from moe_lessons.analysis import EffectiveWidth, Machine, TransformerShape, speedup
 from moe_lessons.analysis.inference import PROMPT, measure_machine, union_law
 from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, machine_for, machines, published_sizes, sizes_of
-from moe_lessons.analysis.speedup import edges, edges_of, measure_speedups, published_points, speedups
+from moe_lessons.analysis.speedup import edges, edges_of, measure_speedups, speedups
 from moe_lessons.nn import LanguageModel, TransformerConfig, dense_baseline
 from moe_lessons.plots.marks import Boxes, Heat, Line, Points, Rule
 from moe_lessons.plots.speeds import LEVELS
@@ -112,14 +112,6 @@ def test_what_is_measured_stands_beside_the_roofline_of_the_machine(monkeypatch)
         measure_speedups({"MoE": LanguageModel(config(moe_layers=(0,)))}, (1,))
 
 
-def test_points_of_others():
-    assert published_points("Mixtral 8x7B") == []  # its rows have no batch size
-    (small, _, slow, _), (large, batch, fast, name) = published_points("Qwen3-30B-A3B")
-    ffn = 3 * 2048 * 768 * 8 * 48 / 1e9
-    assert (small, large) == (pytest.approx(1 + 0.7 / ffn), pytest.approx(1 + 29.5 / ffn))
-    assert (batch, name) == (1, "Qwen3-32B") and (round(slow, 2), round(fast, 2)) == (1.03, 6.62)
-
-
 MEASURED = ((1, 1, 0.8), (8, 256, 4.0))
 
 
@@ -192,11 +184,7 @@ def test_controls_move_the_map_and_points_stay_where_they_were_measured():
     assert mark(view, Points).x.tolist() == [1, 8]
 
 
-def test_memory_that_is_full_and_a_published_pair_are_on_the_map():
+def test_memory_that_is_full_is_on_the_map():
     limit = mark(SpeedupMap("Mixtral 8x7B", context_length=1024, machine="NVIDIA H200 SXM"), Rule, -1)
     assert limit.kind == "limit" and 2**limit.y == pytest.approx(354)
-    view = SpeedupMap("Qwen3-30B-A3B")
-    assert mark(view, Points).symbol.tolist() == [1, 1] and view.top == pytest.approx(17.28, abs=0.01)
-    view.inputs["top_k"].value = 4
-    assert view.top == 32 and not any(isinstance(one, Points) for one in view.panels()[0].marks)
     assert SpeedupMap("DeepSeek-V3").picture().png()
