@@ -120,15 +120,6 @@ class TransformerShape:
         head = self.vocab_size * self.d_model  # a product even where the weights are those of the embedding
         return 2 * (layers + head) + 4 * self.num_layers * self.num_heads * self.head_dim * context_length
 
-    def memory_gb(self) -> float:
-        """Count the gigabytes (10⁹ bytes) for all parameters, 2 bytes for each (bfloat16)."""
-        return 2 * self.count.total / 1e9
-
-    def kv_cache_gb(self, context_length: int) -> float:
-        """Count the gigabytes for the keys and values of one text of `context_length` tokens, 2 bytes a number."""
-        check_number("context_length", context_length)
-        return 2 * 2 * self.num_layers * self.num_kv_heads * self.head_dim * context_length / 1e9
-
 
 # Published configurations. OLMoE has 65,536 parameters more than its shape (norms of queries and keys), and
 # Qwen1.5-MoE 196,608 (biases of the attention, a gate on the shared experts).

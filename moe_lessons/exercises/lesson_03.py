@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from moe_lessons.analysis.counting import TransformerShape
+from moe_lessons.analysis.roofline import sizes_of
 from moe_lessons.exercises.exercise import Problem, attempt, exercise
 
 # What is given: E, K and F are free. Any design is right that keeps within the limits.
@@ -28,7 +29,7 @@ def fits_the_card(answer: Callable[[], tuple[int, int, int]]) -> str:
     except ValueError as error:
         raise Problem(f"There is no such model: {error}.") from None
     active = shape.count.active
-    weights, cache = shape.memory_gb(), shape.kv_cache_gb(TEXT_TOKENS)
+    weights, cache = (2 * numbers / 1e9 for numbers in (shape.count.total, sizes_of(shape).cache(TEXT_TOKENS)))  # GB
     found = (
         f"{shape.count.total / 1e9:.1f} B parameters, {active / 1e9:.2f} B active. {weights:.1f} GB of weights and "
         f"{cache:.1f} GB of KV cache: {weights + cache:.1f} GB, of {MOST_GB} at most."

@@ -62,21 +62,6 @@ def test_a_button_copies_a_program_or_saves_it(lab, notebook):
     assert Path(download.value.path()).read_text("utf-8") == program
 
 
-def test_a_page_that_does_not_draw_gets_few_pictures_and_then_a_fresh_one(lab, notebook, view_of):
-    known = lambda: lab.ask("two.ipynb", "(first.canvas.frame, first.step)")  # noqa: E731
-    view, device = view_of(notebook.page, 0), notebook.page.context.new_cdp_session(notebook.page)
-    lab.ask("two.ipynb", "first.play(100000)")
-    view.wait_step(view.step + 5)
-    device.send("Debugger.enable")
-    device.send("Debugger.pause")  # nothing runs in the page, as if it were hidden or frozen
-    frame, step = known()
-    view.wait_for(lambda: known()[1] >= step + 300, 90)
-    assert known()[0] - frame <= 20
-    device.send("Debugger.disable")
-    view.wait_step(step + 300)
-    view.pause()
-
-
 def test_interrupts_pause_what_trains_and_stop_what_a_cell_does_and_nothing_else(open_notebook, view_of):
     views = "a = Playground(play=10**6)\na", "b = Playground(play=20)\nb"
     long = "await b.finished()\nprint('waited', flush=True)\nwhile True:\n    pass"

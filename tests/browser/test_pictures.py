@@ -58,21 +58,6 @@ def test_pictures_and_controls_are_seen_together_at_any_width(notebook, view_of,
     notebook.page.set_viewport_size({"width": 1280, "height": 900})
 
 
-def test_a_tile_is_added_catches_up_and_can_be_taken_away(notebook, view_of):
-    view = view_of(notebook.page, 1)
-    box = view.view.get_by_role("checkbox", name="auxiliary loss + capacity")
-    view.wait_for(lambda: view.step == 10)
-    panels = view.view.locator("figure").count()
-    view.button("Add tile").click()
-    expect(box).to_be_checked()
-    expect(view.view.locator("figure")).to_have_count(panels + 1)
-    view.wait_for(lambda: 10 <= view.step <= 11)
-    view.button("Play").wait_for()
-    box.press("Space")
-    expect(view.view.locator("figure")).to_have_count(panels)
-    expect(box).not_to_be_checked()
-
-
 def test_facts_that_are_memorised_are_seen_and_named(notebook, view_of):
     view = view_of(notebook.page, 2)
     dark = view.pixels

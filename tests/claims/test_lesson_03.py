@@ -8,7 +8,7 @@ from everywhere import seeds
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape, count_parameters
-from moe_lessons.analysis.roofline import machines, published_sizes
+from moe_lessons.analysis.roofline import machines, published_sizes, sizes_of
 from moe_lessons.exercises import card_design
 from moe_lessons.hub import ConfigCalculator
 from moe_lessons.nn import MoE, dense_baseline
@@ -111,17 +111,16 @@ def test_memory_follows_the_total():
         torch.manual_seed(seed)
         _, routing = MoE(64, 256, num_experts=8, top_k=2)(torch.randn(256, 64))
         assert routing.tokens_per_expert.min() >= 5  # none is idle, with room to spare
-    assert MIXTRAL.memory_gb() == 2 * MIXTRAL.count.total / 1e9
-    assert round(MIXTRAL.memory_gb()) == 93 and round(MIXTRAL.count.total / 2 / 1e9) == 23  # at 4 bits
-    assert round(BASELINE.memory_gb()) == 26
+    assert [round(size * MIXTRAL.count.total / 1e9) for size in (2, 0.5)] == [93, 23]  # in 16 and 4 bits
+    assert round(2 * BASELINE.count.total / 1e9) == 26
     assert BASELINE.flops_per_token() == pytest.approx(MIXTRAL.flops_per_token(), rel=0.001)
 
 
 @pytest.mark.claim("the-cache-is-the-same")
 def test_the_cache_is_the_same():
-    assert round(MIXTRAL.kv_cache_gb(32768), 1) == 4.3
-    assert BASELINE.kv_cache_gb(32768) == MIXTRAL.kv_cache_gb(32768)
-    assert 1e9 * MIXTRAL.kv_cache_gb(1) == 131_072
+    assert round(2 * sizes_of(MIXTRAL).cache(32768) / 1e9, 1) == 4.3  # GB, 2 bytes a number
+    assert sizes_of(BASELINE).cached == sizes_of(MIXTRAL).cached
+    assert 2 * sizes_of(MIXTRAL).cache(1) == 131_072
 
 
 @pytest.mark.claim("calculator-two-tries")

@@ -5,7 +5,7 @@ import pytest
 from live_tools import assert_consistent, button, losses, mark, on_a_loop, settled
 
 from moe_lessons.analysis.collapse import READ_POINTS, STRENGTHS
-from moe_lessons.plots.marks import Spots, Stack
+from moe_lessons.plots.marks import Stack
 from moe_lessons.training import SeedBand, balancing_setting
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets import BalancingLab
@@ -130,12 +130,6 @@ def test_tiles_show_the_film_of_the_first_seed(lab):
         film = mark(lab, place, Stack)
         np.testing.assert_allclose(film.y, [record.loads[0] for record in tile.band.records], rtol=1e-6)
         assert (film.second is not None) == (name == "Gaussian noise")
-
-
-@pytest.mark.parametrize("place, quantity", list(enumerate(("dead", "max_over_mean", "accuracy"))))
-def test_a_row_has_the_mean_of_the_last_reading_and_its_range(lab, place, quantity):
-    last = np.array([getattr(tile.readings[-1], quantity) for tile in lab.tiles.values()])  # (tiles, S)
-    np.testing.assert_allclose(mark(lab, place, Spots).x, [last.mean(1), last.min(1), last.max(1)], rtol=1e-6)
 
 
 @on_a_loop

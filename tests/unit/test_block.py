@@ -7,8 +7,7 @@ import pytest
 import torch
 from live_tools import MyMoE
 
-from moe_lessons.analysis.counting import count_parameters
-from moe_lessons.nn import HashRouter, MoE, SigmoidRouter, dense_baseline, seeded
+from moe_lessons.nn import HashRouter, MoE, SigmoidRouter, seeded
 from moe_lessons.plots.marks import Boxes, Panel
 from moe_lessons.plots.panels.block import EXPERT, GREY, HEIGHT, WIDTH, as_digits, block_panel
 from moe_lessons.widgets import draw_block
@@ -76,13 +75,6 @@ def test_divided_weights_are_the_softmax_of_what_the_mask_leaves_and_a_full_expe
     panel = panel_of(moe, x, token)
     assert [box.expert for box in row(panel, "weight") if box.texts == "full"] == [int(routing.dropped_expert_idx[0])]
     assert not [box for box in boxes(panel, 3) if box.token == token and box.expert >= 0]
-
-
-def test_the_counters_are_those_of_the_analysis():
-    moe, x = made(activation="relu")
-    count, said = count_parameters(moe), " ".join(texts(panel_of(moe, x)))
-    assert f"total {count.total:,}, active for this token {count.active:,}" in said
-    assert f"total {count_parameters(dense_baseline(moe, 'params')).total:,}" in said
 
 
 @pytest.mark.parametrize("num_experts, top_k, tokens", [(1, 1, 1), (8, 2, 12), (16, 16, 16)])

@@ -86,17 +86,6 @@ def test_any_moves_leave_a_possible_shape_and_its_repr_makes_the_same_view(moves
     assert made_again(cost).shape == cost.shape
 
 
-def test_one_move_draws_once_also_after_something_went_wrong(cost):
-    with pytest.raises(ZeroDivisionError):
-        cost.change(lambda: 1 / 0)
-    drawn = cost.canvas.frame
-    move(cost, top_k=8)
-    move(cost, num_experts=4)  # moves top_k too
-    assert cost.inputs["top_k"].value == cost.shape.top_k == 4
-    cost.presets["OLMoE 1B-7B"].click()  # moves all
-    assert cost.canvas.frame == drawn + 3
-
-
 def test_the_sentence_and_the_table_by_the_roofline_of_lesson_04(cost):
     for figure in ("46.7 B", "12.9 B", "27.6%", "93.4 GB", "27.6 B", "129"):
         assert figure in cost.sentence()

@@ -1,6 +1,5 @@
 """The quiz, the table of lessons, the course page, and the interview, whose statements have their lessons and tests."""
 
-import inspect
 import json
 import os
 import re
@@ -160,11 +159,6 @@ def test_each_statement_has_a_source_a_lesson_and_a_claim_that_is_tested_there()
     for one in Interview().questions:
         assert "?" in one.question and 2 <= len(one.points) <= 4 and all(map(SOURCE.search, one.points)), one.key
         assert one.later.count("<summary>") == 2 <= one.later.count("<sup>"), one.key
-
-
-def test_the_interview_measures_every_figure_that_the_answer_needs():
-    measures = inspect.getsource(own_figures)
-    assert FIGURES and set(FIGURES) <= set(re.findall(r'"(\d\d\.\w+)"', measures))
 
 
 @pytest.mark.parametrize("length", LENGTHS)

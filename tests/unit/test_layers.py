@@ -1,11 +1,9 @@
 """Imports point downwards only; what the documents, the requirements and the versions say is so."""
 
 import ast
-import inspect
 import re
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import nbformat
@@ -15,9 +13,6 @@ from packaging.requirements import Requirement
 
 import moe_lessons
 from moe_lessons.course.lessons import LESSONS
-from moe_lessons.nn import MoE
-from moe_lessons.support.data import data_path
-from moe_lessons.support.show import show_source
 from tools import tables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,14 +55,6 @@ def test_each_lesson_links_its_terms_to_the_glossary(lesson):
 
 def test_the_documents_have_the_lessons_and_the_address_as_they_are():
     assert list(tables.stale()) == [], "python -m tools.tables writes them anew"
-
-
-def test_a_missing_data_file_lists_what_there_is_and_a_method_is_shown_without_the_indent_of_its_class():
-    with pytest.raises(FileNotFoundError, match=r"no data file 'models.csv' in .*; there are: .*README.md"):
-        data_path("models.csv")
-    source = show_source(MoE.forward)
-    assert str(source) == repr(source) == textwrap.dedent(inspect.getsource(MoE.forward)).rstrip()
-    assert source._repr_markdown_() == f"```python\n{source}\n```"
 
 
 PACKAGE = ROOT / "moe_lessons"

@@ -101,19 +101,6 @@ def measure():
         yield module
 
 
-@pytest.mark.parametrize(
-    "source, said",
-    [
-        ("a > b + 0.02", "`a` 0.87 > `b + 0.02` 0.81; margin 0.06"),
-        ("b < 0.8 < 0.8 + 1e-9 < 2 * a", "`b` 0.79 < 0.8 < 0.8 < `2 * a` 1.74; margin 0.01"),
-        ("a == approx(0.871)", "`a` 0.87 = `approx(0.871)` 0.871"),
-    ],
-)
-def test_a_comparison_is_said_with_its_numbers(measure, source, said):
-    (node,) = measure.parts(source)
-    assert measure.say(node, {"a": 0.87, "b": 0.79, "approx": pytest.approx})[1] == said
-
-
 def test_what_was_measured_is_listed_with_its_test(measure):
     found = {(1, 0): (0.5, "`x` 2 > 1; margin 1"), (2, 0): (float("inf"), "`x`")}
     page = measure.page({"healthy-keeps-every-expert": ("test_lesson_00.py", "test_it", found)})

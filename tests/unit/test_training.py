@@ -5,7 +5,6 @@ import math
 import signal
 from dataclasses import replace
 from random import Random
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from moe_lessons.nn.balancing import load_balancing_loss, router_z_loss
 from moe_lessons.nn.routing import NoisyTopKRouter, SigmoidRouter
 from moe_lessons.tasks import PlaneClassifier, PlaneTask
 from moe_lessons.training import PRESETS, PlaneSetting, Run, SeedBand, plane_runs
-from moe_lessons.training.record import Record, dead_experts, gathered, is_dead, load_share
+from moe_lessons.training.record import Record, dead_experts, load_share
 from moe_lessons.training.run import TrainingDiverged, lr_scale, step_together
 
 TASK = PlaneTask("blobs")
@@ -299,19 +298,6 @@ def test_a_block_that_draws_random_numbers_is_evaluated_alike_and_draws_none_of_
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(3)
     assert run.evaluate(64) == first
-
-
-def test_numbers_are_brought_together_with_all_their_digits():
-    one, other = gathered({"a": torch.tensor(0.1).double(), "b": torch.arange(3)}, {"c": torch.ones(2, 2).double() / 3})
-    assert one["a"] == torch.tensor(0.1).double().item() and one["b"].tolist() == [0, 1, 2]
-    assert other["c"].tolist() == [[1 / 3, 1 / 3]] * 2
-
-
-def test_an_expert_is_dead_below_one_percent_of_the_tokens():
-    routing = SimpleNamespace(demand_per_expert=torch.tensor([196, 2, 1, 0]), num_tokens=200)
-    assert is_dead(routing.demand_per_expert, 200).tolist() == [False, False, True, True]  # E1 stands at the limit
-    assert is_dead(load_share(routing)).tolist() == [False, False, True, True] and dead_experts(routing) == 2
-    assert load_share(routing).tolist() == pytest.approx([n / 199 for n in (196, 2, 1, 0)])
 
 
 NOISY = ({"noise_std": 0.5}, {"jitter_noise": 0.1}, {"router": "learned noise"})
