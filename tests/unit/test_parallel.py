@@ -98,19 +98,6 @@ def test_three_ranks_go_on_to_the_same_bits(tmp_path):
     assert ends[0] == ends[2] != ends[1]
 
 
-@pytest.mark.slow
-def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(tmp_path):
-    settings = replace(SMALL, steps=12, every=5, dtype="float64")
-    whole = launch(train_rank, 2, settings)
-    fault = replace(settings, fault="kill", at=7, checkpoint=str(tmp_path))
-    said = launch(train_rank, 2, fault, max_restarts=1)
-    assert [r["step"] for r in said if r["event"] == "step"] == [*range(1, 8), *range(6, 13)]
-    assert [r["from_step"] for r in said if r["event"] == "start"] == [0, 5]
-    assert losses(said)[5:7] == losses(said)[7:9] and said[-1] == whole[-1]
-    with pytest.raises(RuntimeError, match=r"^rank 1 was killed by signal 9 \(SIGKILL\)$"):
-        launch(train_rank, 2, replace(fault, checkpoint=None))
-
-
 def test_what_is_refused_on_all_ranks_alike(tmp_path):
     said = {record["case"]: record["errors"] for record in launch(ranks.refusals, 2, str(tmp_path))}
     for case, message in {
