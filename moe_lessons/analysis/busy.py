@@ -16,6 +16,7 @@ from moe_lessons.support.static import in_notebook, static_mode
 BUSY = 0.25  # the part of a machine from which on it matters that others take it
 SHORT = 0.2  # seconds: in less, the system counts too coarsely
 
+
 @dataclass
 class Others:
     """What other programs took while something was timed, known when that has ended."""

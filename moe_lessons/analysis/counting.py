@@ -129,4 +129,3 @@ MODEL_SHAPES: dict[str, TransformerShape] = {
     "OLMoE 1B-7B": TransformerShape(50304, 2048, 16, 16, 16, 128, 1024, num_experts=64, top_k=8),
     "Qwen1.5-MoE": TransformerShape(151936, 2048, 24, 16, 16, 128, 1408, num_experts=60, top_k=4, shared_experts=4),
 }
-

@@ -226,4 +226,3 @@ def shape_of(model: LanguageModel) -> TransformerShape:
     ffns = (part.d_ff for part in model.modules() if isinstance(part, FeedForward))  # a baseline has another than c
     width = c.d_ff if mixtures else next(ffns, c.d_ff)
     return TransformerShape(c.vocab_size, c.d_model, c.num_layers, *heads, width, *experts, 0, c.tied_embedding)
-

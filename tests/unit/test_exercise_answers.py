@@ -98,7 +98,6 @@ class InAnotherWay:
         return [places[own.argmax()] if own.any() else math.inf for own in good]
 
 
-
 RIGHT = [
     *((name, answer) for name, answer in vars(InAnotherWay).items() if name[0] != "_"),
     ("masked_weights", divided_by_the_sum),

@@ -183,4 +183,3 @@ def test_beside_busy_programs_it_is_said_once_and_in_no_output_that_is_compared(
     assert others.are_busy
     assert capsys.readouterr().err.count("do not trust") == (where == "a terminal")
     assert (shown, len(updates)) == (([{}], 1) if where == "a notebook" else ([], 0))
-

@@ -151,4 +151,3 @@ def test_any_leading_shape_and_layout_and_sequences_do_not_mix(shape, device):
     assert y.shape == x.grad.shape == shape and x.grad.isfinite().all()
     for index in itertools.product(*map(range, shape[:-2])):
         torch.testing.assert_close(y[index], moe(x[index]))
-
