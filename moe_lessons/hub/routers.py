@@ -41,7 +41,7 @@ def find_mixtures(model: nn.Module) -> dict[str, Mixture]:
     closed = [type(module).__name__ for name, module in named.items() if name.rpartition(".")[2] == "experts"]
     why = "which has none"
     if closed:
-        why = f"whose {closed[0]} are not (quantised ones are not, nor those of kernels)"
+        why = f"whose {closed[0]} are not (quantised ones are not, nor those of kernels, Llama 4 or Switch)"
     wanted = f"have experts that are called with the choices of a router, got {type(model).__name__}, {why}"
     raise ValueError(f"model must {wanted}")
 
