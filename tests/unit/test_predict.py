@@ -14,7 +14,6 @@ from moe_lessons.widgets import CollapseLab
 pytestmark = pytest.mark.usefixtures("own_progress")
 QUESTION, OPTIONS = "How many experts will be left?", ("all", "some", "one")
 X, Y = ("step", 0, 100), ("loss, nats", 0, 4)
-WIDGET = "application/vnd.jupyter.widget-view+json"
 MAKERS = {
     "choice": lambda key=None: Prediction(QUESTION, OPTIONS, key=key),
     "number": lambda key=None: NumberPrediction(QUESTION, "experts", 0, 8, key=key),
@@ -45,14 +44,6 @@ def test_what_is_kept_but_no_longer_allowed_counts_as_not_answered(kind):
         with pytest.raises(TraitError, match="answer must be"):
             prediction.answer = old
         assert prediction.answer is None
-
-
-def test_a_live_page_gets_the_widget_a_static_one_text(kind, monkeypatch):
-    data, _ = MAKERS[kind]()._repr_mimebundle_()
-    assert WIDGET in data
-    monkeypatch.setenv("MOE_LESSONS_STATIC", "1")
-    data, _ = MAKERS[kind]()._repr_mimebundle_()
-    assert set(data) == {"text/plain", "text/markdown"} and QUESTION in data["text/markdown"]
 
 
 def test_a_choice_is_set_beside_what_happened():
