@@ -1,9 +1,7 @@
-"""What a maintainer runs: rendering, pictures, the benchmark at tiny sizes, and the page of claims."""
+"""What a maintainer runs: rendering, pictures, and the benchmark at tiny sizes."""
 
-import importlib.util
 import sys
 from functools import partial
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -87,24 +85,6 @@ def test_the_table_has_every_row_and_the_threads_are_given_back(tiny, capsys):
         assert f"\n  {name:<20}" in out
     assert [line[-2:] for line in out.splitlines() if "threads:" in line] == ["1)", f"{before + 1})"]
     assert torch.get_num_threads() == before
-
-
-SPEC = importlib.util.spec_from_file_location("measure", Path(__file__).parents[2] / "tools" / "claims.py")
-
-
-@pytest.fixture(scope="module")
-def measure():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.pycache_prefix", None)  # it sets it
-        module = importlib.util.module_from_spec(SPEC)
-        SPEC.loader.exec_module(module)
-        yield module
-
-
-def test_what_was_measured_is_listed_with_its_test(measure):
-    found = {(1, 0): (0.5, "`x` 2 > 1; margin 1"), (2, 0): (float("inf"), "`x`")}
-    page = measure.page({"healthy-keeps-every-expert": ("test_lesson_00.py", "test_it", found)})
-    assert "test_lesson_00.py): `test_it`" in page and page.count("\n- ") == 1 and "\n- `x` 2 > 1; margin 1\n" in page
 
 
 def lesson(path, *cells):
