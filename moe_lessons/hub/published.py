@@ -3,12 +3,10 @@
 A model is built on torch's meta device: all shapes, no weights, no download, no code but that of transformers. Experts
 are found by structure: weights with a row for each expert, or a list of equal modules."""
 
-import gc
 import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,20 +41,6 @@ class PublishedCount:
     notes: list[str]
 
 
-@contextmanager
-def no_collector() -> Iterator[None]:
-    """Within it Python collects no garbage: of a model with a module for each of 60,000 experts nothing is garbage, and
-    to look again and again took most of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-@no_collector()
 def count_config(config: Mapping[str, Any]) -> PublishedCount:
     """The exact counts of a configuration, given as the object of a config.json.
 

@@ -155,19 +155,6 @@ def test_equals_the_formula_row_by_row(activation, device):
     torch.testing.assert_close(ffn(x), by_rows(lambda row: ffn_row(row, ffn), x))
 
 
-@activations
-def test_parameters_and_their_layout(activation):
-    name, rows = ("gate_up_proj", 32) if activation == "swiglu" else ("up_proj", 16)
-
-    def shapes(module):
-        return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-
-    assert shapes(FeedForward(4, 16, activation)) == {name: (rows, 4), "down_proj": (4, 16)}
-    experts = Experts(3, 4, 16, activation)
-    assert shapes(experts) == {name: (3, rows, 4), "down_proj": (3, 4, 16)}
-    assert experts.in_proj is getattr(experts, name)
-
-
 def test_weights_start_as_those_of_nn_linear():
     """Uniform in ±1/√in: the largest of many comes close to the bound, and the standard deviation is bound/√3."""
     torch.manual_seed(0)
