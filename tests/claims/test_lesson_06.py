@@ -87,6 +87,8 @@ def test_the_choice_tells_of_the_byte_first_and_hardly_of_the_topic(bits, others
         assert (table["token"] > 1.15 * table["domain"]).all() and table["topic"].max() < 0.05
     before = [told_bits(table) for table in others]
     assert np.mean([(table["token"] > table["domain"]).all() for table in before]) > 0.8
+    left = [(table["domain | token"] / table["domain"]).mean() for table in before]
+    assert np.mean(left) < 0.45  # the byte explains most of what an untrained router tells of the domain
 
 
 @pytest.mark.claim("training-adds-the-previous-token")
@@ -105,8 +107,8 @@ def test_untrained_maps_tell_of_the_domain_and_differ(models, others):
 
     before = [mean_bits(table) for table in others]
     after = [mean_bits(own[300].table) for own in models]
-    assert 0.16 < np.mean(before) < 0.31 and max(before) > 2 * min(before) > 0.08
-    assert all(min(before) < one < max(before) for one in after)
+    assert 0.15 < np.mean(before) < 0.27 and max(before) > 2.2 * min(before) > 0.08
+    assert max(before) > min(after) and np.mean(after) > 1.1 * np.mean(before)
 
 
 @pytest.mark.claim("balance-and-specialisation-are-compatible")
