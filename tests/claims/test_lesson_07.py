@@ -22,7 +22,7 @@ from moe_lessons.analysis.collapse import (
     weight_gradients,
 )
 from moe_lessons.analysis.results import dead_over_steps, last_of, load_collapse_map, load_results
-from moe_lessons.nn import TopKRouter, seeded
+from moe_lessons.nn import Routing, TopKRouter, seeded
 from moe_lessons.training import PRESETS, Run, SeedBand, train
 
 COLLAPSE = PRESETS["collapse"]
@@ -56,6 +56,15 @@ def raised(run: Run) -> tuple[np.ndarray, np.ndarray]:
     is_own[routing.token_idx, routing.expert_idx] = 1  # (T, E)
     own, others = -(gradient * is_own).sum(dim=0), -(gradient * (1 - is_own)).sum(dim=0)
     return own.cpu().numpy(), others.cpu().numpy()
+
+
+def give_others_random_signs(router: TopKRouter, args: tuple, routing: Routing) -> None:
+    """Multiply the gradient on each expert's logit from tokens that did not choose it by 1 or −1, anew at each step."""
+    own = torch.zeros_like(routing.router_logits)  # (T, E)
+    own[routing.token_idx, routing.expert_idx] = 1
+    signs = own + (1 - own) * (2 * torch.randint(2, own.shape[1:]) - 1)
+    if routing.router_logits.requires_grad:
+        routing.router_logits.register_hook(lambda gradient: gradient * signs)
 
 
 def run_of(band, steps: int) -> np.ndarray:
@@ -131,11 +140,17 @@ def test_the_router_alone_collapses_and_has_learned_nearly_nothing(cases):
 @pytest.mark.claim("no-single-gradient-is-needed")
 def test_no_single_gradient_is_needed(cases):
     dead = {case: dead_at(cases[case], 300).sum(axis=1).mean() for case in product(("all", "router only"), GRADIENTS)}
-    assert min(dead.values()) > 1.8 and max(dead.values()) < 5
+    assert min(dead.values()) > 1.5 and max(dead.values()) < 4.7
     assert 0.3 < dead["all", "both terms"] - dead["all", "own tokens"] < 2.2
     assert dead["router only", "own tokens"] > 2.6 and dead["router only", "both terms"] > 2.9
     for learns in ("all", "router only"):
         assert dead[learns, "others only"] > dead[learns, "both terms"] - 0.4
+    noisy = SeedBand(COLLAPSE, seeds(40))
+    for router in noisy.model.block.router.routers:
+        router.register_forward_hook(give_others_random_signs)
+    torch.manual_seed(seeds(1)[0])
+    found = dead_at(run_of(noisy, 300), 300).sum(axis=1).mean()
+    assert dead["all", "own tokens"] < found < dead["all", "both terms"]
 
 
 @pytest.mark.claim("no-token-no-gradient")
@@ -249,8 +264,9 @@ def test_dead_at_initialisation():
     assert mean(number >= 1 for number in one) > 0.95 and 2.6 < mean(one) < 3.4
     assert 0.8 < mean(two) < 1.6
     assert max(dead(watched_run(COLLAPSE, seed)) for seed in seeds(10)) == 0
-    torch.manual_seed(0)
-    assert max(load_statistics(TopKRouter(64, 8, 1)(torch.randn(2048, 64))).dead for _ in range(100)) == 0
+    torch.manual_seed(seeds(1)[0])
+    few, many = ([load_statistics(TopKRouter(d, 8, 1)(torch.randn(2048, d))).dead for _ in range(100)] for d in (2, 64))
+    assert 2 < mean(few) < 3.5 and max(many) == 0
 
 
 @pytest.mark.claim("a-router-that-learns-nothing-looks-healthy")
