@@ -21,7 +21,7 @@ test: $(DEV) ## Run the checks that take minutes: format, units, each lesson, an
 test-all: $(DEV) ## Run all checks: those of `make test`, then claims, slow units, all of the browser and the site
 	@$(BIN)/python tests/run.py all
 
-everywhere: $(DEV) ## Measure all claims as on other processors, with noise and from other seeds (one to two hours)
+everywhere: $(DEV) ## Measure all claims as on other processors, with noise and from other seeds (some two hours)
 	@$(BIN)/python tests/claims/everywhere.py
 
 render: $(DEV) ## Execute the lessons again and store their static pictures (NOTEBOOKS='notebooks/02*.ipynb' for some)

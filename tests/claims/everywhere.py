@@ -21,6 +21,8 @@ SETTINGS = {  # name -> environment. Where a processor lacks what is asked for, 
     "seeds + 100": {SEEDS: "100"},
     "seeds + 2000": {SEEDS: "2000"},
     "seeds + 7000": {SEEDS: "7000"},
+    "seeds + 31337": {SEEDS: "31337"},
+    "seeds + 555 and noise": {SEEDS: "555", NOISE: "1e-6"},
 }
 PYTEST = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "-m", "not alone"]
 
