@@ -59,7 +59,7 @@ class Heat(NamedTuple):
     """Values all over the panel: z (rows, columns), bottom row first, bilinear, in two directions of colour from 0 to
     ±`most`. contours (L, rows): x of each line in each row; the one of number `strong` is thick. places (N, 2): x and y
     of what can be pointed at, the top row first, with `titles` and what a tip `says`, names and values; a click selects
-    one. selected: x and y of a ring."""
+    one. selected: x and y of a ring. legend: texts, and the values whose colours they have."""
 
     z: Any
     most: float
@@ -70,6 +70,7 @@ class Heat(NamedTuple):
     titles: Sequence[str]
     says: Sequence[Sequence[tuple[str, str]]]
     selected: Any = None
+    legend: Sequence[tuple[str, float]] = ()
 
 
 class Line(NamedTuple):
@@ -133,7 +134,8 @@ class Rule(NamedTuple):
 class Boxes(NamedTuple):
     """Boxes with a text in each. places (N, 4): their middles x, y and sizes; where the width is 0 a text begins at x.
     fill (N,): 0 the text alone, 1 a frame, 2 grey, 3 the colour of its expert, 4 + i that of ink i. expert, token (N,):
-    whose it is, -1: of none; a tip has the text and what it `says`. selected: a token, framed in red. strong: bold."""
+    whose it is, -1: of none; a tip has the text and what it `says`, or there is none. selected: a token, framed in red.
+    strong: bold."""
 
     places: Any
     texts: Sequence[str]

@@ -16,6 +16,7 @@ from moe_lessons.plots.marks import Axis, Boxes, Heat, Line, Panel, Points
 from moe_lessons.plots.theme import LIGHT, annotate, axes_for, log_axis, model_inks, name_over
 
 LEVELS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12)  # of a speedup, as lines
+LEGEND = [("speedup ¼", -2), ("½", -1), ("1", 0), ("2", 1), ("4", 2)]  # of their logarithm, as colours
 LAST = 12  # the largest batch size of a map is 2¹²
 ROWS = 4  # of a `stream_panel`, for each model: what memory holds, the times of a step, and a gap
 KINDS = {"one text": ("o", 0), "full load": ("s", 3), "training": ("D", 4)}  # marker and ink
@@ -76,7 +77,7 @@ def speedup_panel(
     measured = np.column_stack([x + beside, y.clip(0.35)])
     crossing = [place for mark in marks if isinstance(mark, Line) for place in zip(mark.x, mark.y)]
     labels = _contour_labels(contours, top, [*measured, *crossing])
-    drawn = [Heat(z, 4.0, contours.astype("f4"), LEVELS.index(1), **heat), *marks, _texts(labels)]
+    drawn = [Heat(z, 4.0, contours.astype("f4"), LEVELS.index(1), legend=LEGEND, **heat), *marks, _texts(labels)]
     if points:
         speedup = np.array([each for *_, each in points])
         texts = [(tuple(place), f"{each:.2g}") for place, each in zip(measured, speedup)]
@@ -103,7 +104,7 @@ def _contour_labels(contours: np.ndarray, top: float, taken: Sequence[Any]) -> l
 def _texts(said: Sequence[tuple[tuple[float, float], str]], strong: bool = False) -> Boxes:
     places, texts = [(*place, 0, 0.4) for place, _ in said], [text for _, text in said]
     none = [-1] * len(said)
-    return Boxes(np.reshape(places, (-1, 4)), texts, [0] * len(said), none, none, texts, strong=strong)
+    return Boxes(np.reshape(places, (-1, 4)), texts, [0] * len(said), none, none, [""] * len(said), strong=strong)
 
 
 class Stream:
@@ -153,7 +154,7 @@ def stream_panel(streams: Mapping[str, Stream], seconds: float) -> Panel:
         times = {"loading": 1000 * stream.reading, "arithmetic": 1000 * stream.computing}
         for below, (part, whole) in enumerate(times.items(), 1):
             for long, fill in ((whole, 1), (min(passed, whole), 4 + ink)):
-                boxes.append(((long / 2, row + below, long, 0.5), "", fill, -1, part))
+                boxes.append(((long / 2, row + below, long, 0.5), "", fill, -1, f"{part}: {whole:.3g} ms"))
             ticks.append((row + below, part))
         boxes.append(((times["loading"], row + 1, 0, 0.8), f" {stream.wrote(seconds):,} tokens", 0, -1, ""))
         ticks.append((row, f"{name}: in memory"))

@@ -154,7 +154,8 @@ export function panelOf(manifest, values) {
   const edges = edgeLines(manifest, (width) => edgesOf(model, setting, roof, width), top, panel.marks.length);
   panel.marks.push(...edges.marks);
   const labels = contourLabels(manifest, lines, top, edges.places);
-  words.texts = words.says = labels.map(([text]) => text);
+  words.texts = labels.map(([text]) => text);
+  words.says = labels.map(() => "");
   const none = labels.map(() => -1);
   const arrays = {
     ...edges.arrays,

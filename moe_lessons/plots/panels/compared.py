@@ -11,7 +11,7 @@ from moe_lessons.plots.theme import model_inks, short_number
 
 WIDE = 1.25  # a memorisation grid is so much wider than high
 ANSWER = "parameters", "FLOPs/token", "correct"  # the columns of `answer`
-LONGEST, VALUE = 0.6, 0.63  # of a column: its longest bar, and where its numbers begin
+LONGEST, VALUE = 0.5, 0.54  # of a column: its longest bar, and where its numbers begin
 NUM_HELD_OUT, NUM_HELD_OUT_SEQUENCES = 256, 48  # to measure loss and accuracy on: points, or sequences of text
 SPOT = 5  # an ink
 

@@ -221,7 +221,7 @@ function stopsOfPoints(card, { x, y, symbol, tokens, named }) {
     const name = named[symbol?.[token] ? 1 : 0];
     return { token, title: `Token ${token}`, rows: name ? [[null, name, ""]] : [] };
   };
-  return { ...points(card, x, y, Math.hypot, 12), noun: "tokens", tell };
+  return { ...points(card, x, y, Math.hypot, 12), noun: "tokens", isExact: true, tell };
 }
 
 // --- Spots ---
@@ -296,11 +296,11 @@ function stopsOfParts({ box, xAxis, y, yAt }, { rows, names, values, colors, tex
 
 // --- Heat ---
 
-function legendOfHeat(view, { most }) {
-  const color = (log2) => css(twoWays(view, { even: most, most: 2 * most }, log2 + most));
-  return ["speedup ¼", "½", "1", "2", "4"].map((text, i) => [
+function legendOfHeat(view, { most, legend }) {
+  const color = (value) => css(twoWays(view, { even: most, most: 2 * most }, value + most));
+  return legend.map(([text, value]) => [
     text,
-    { background: color(i - 2), height: "10px", outline: "1px solid #8888" },
+    { background: color(value), height: "10px", outline: "1px solid #8888" },
   ]);
 }
 
@@ -357,11 +357,10 @@ function writeInBox({ pen, view }, { fill, texts, strong }, { x, y, wide }, grou
   pen.write(pen.shorten(texts[i], room), x, y, letters);
 }
 
-function stopsOfBoxes(card, { places, texts, fill, expert, token, says }) {
+function stopsOfBoxes(card, { places, texts, expert, token, says }) {
   const isLinked = (i) => expert[i] >= 0 || token[i] >= 0;
-  const isBar = (i) => fill[i] > 3 && Boolean(says[i]);
-  const linked = range(texts.length).filter((i) => isLinked(i) || isBar(i));
-  const parts = linked.map((i) => ({ ...boxAt(card, places, i), i }));
+  const pointed = range(texts.length).filter((i) => isLinked(i) || says[i]);
+  const parts = pointed.map((i) => ({ ...boxAt(card, places, i), i }));
   const at = (px, py) =>
     parts.findIndex(({ x, y, wide, high }) => 2 * Math.abs(x - px) < wide && 2 * Math.abs(y - py) < high);
   const tell = (part) => {
@@ -372,14 +371,7 @@ function stopsOfBoxes(card, { places, texts, fill, expert, token, says }) {
     return { expert: e, token: token[i], title: `Token ${token[i]}`, rows: [[e ?? null, says[i], ""]] };
   };
   const place = (part) => [parts[part].x, parts[part].y];
-  return {
-    columns: parts.length,
-    count: parts.length,
-    noun: linked.some(isLinked) ? "boxes" : "",
-    place,
-    at,
-    tell,
-  };
+  return { columns: parts.length, count: parts.length, place, at, tell };
 }
 
 // --- Arrows ---
