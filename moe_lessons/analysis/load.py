@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -13,7 +14,7 @@ from moe_lessons.nn import Routing, load_balancing_loss
 from moe_lessons.support.errors import check_number, check_top_k, check_whole, shown
 from moe_lessons.training.record import DEAD_SHARE, dead_experts, is_dead
 
-WORDS: dict[str, str] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))  # of `describe_load`
+WORDS: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))  # of `describe_load`
 EVEN = 1.05  # busiest over mean: below it the load is about uniform
 
 
@@ -63,8 +64,9 @@ def balance_by_layer(routings: Sequence[Routing]) -> pd.DataFrame:
     return table.set_axis([f"layer {i}" for i in range(len(table))])
 
 
-def describe_load(load: Tensor | Sequence[float], top_k: int = 1, dropped_share: float = 0.0) -> str:
-    """Say what a load (of the assignments that were wanted) shows, in one to three plain sentences."""
+def describe_load(load: Tensor | Sequence[float], top_k: int = 1, dropped_share: float = 0.0) -> tuple[str, str]:
+    """Say what a load (of the assignments that were wanted) shows: the verdict, and the rest of one to three plain
+    sentences."""
     dropped = 100 * check_number("dropped_share", dropped_share)
     statistics, shares = load_statistics(load, top_k), _shares(load)
     num_experts, dead = len(shares), statistics.dead
@@ -75,9 +77,10 @@ def describe_load(load: Tensor | Sequence[float], top_k: int = 1, dropped_share:
     else:
         kind = "even" if statistics.max_over_mean < EVEN else "uneven"
     asks = WORDS["asks for" if dropped else "goes to"]
-    text = WORDS[kind].format(experts=num_experts, dead=dead, goes_to=asks, limit=f"{100 * DEAD_SHARE:.0f}",
-                              busiest=int(shares.argmax()), times=f"{statistics.max_over_mean:.1f}")  # fmt: skip
-    return text + (f" {WORDS['dropped'].format(dropped=f'{dropped:.1f}')}" if dropped else "")
+    said = {"experts": num_experts, "dead": dead, "goes_to": asks, "limit": f"{100 * DEAD_SHARE:.0f}"}
+    said |= {"busiest": int(shares.argmax()), "times": f"{statistics.max_over_mean:.1f}"}
+    verdict, rest = (text.format(**said) for text in WORDS[kind])
+    return verdict, rest + (f" {WORDS['dropped'].format(dropped=f'{dropped:.1f}')}" if dropped else "")
 
 
 def _shares(load: Tensor | Sequence[float]) -> Tensor:

@@ -107,11 +107,15 @@ class Lab(LiveRun):
         if kind == clickable and index < len(stops := self.stops(name, self.state.values)):
             self.apply({name: stops[index]})
 
-    def words(self) -> str:
+    def load_words(self) -> tuple[str, str]:
+        """Say what the load shows: the verdict, and the rest; nothing where there is no load."""
         recent = self.main_run.records[-RECENT:]
         load = recent_load(self.main_run, self.state.layer) if recent else self.clean_load
         dropped = sum(record.dropped_share for record in recent) / max(len(recent), 1)
-        return "" if load is None else describe_load(load, self.state.values.get("top_k", 1), dropped)
+        return ("", "") if load is None else describe_load(load, self.state.values.get("top_k", 1), dropped)
+
+    def words(self) -> str:
+        return "".join(self.load_words())
 
     def written(self) -> list[str]:
         values, usual = self.in_force(self.state.values), self.arguments()
@@ -208,8 +212,9 @@ class Lab(LiveRun):
                 widget.disabled, widget.tooltip = name in idle, tip + (f". Off: {idle[name]}" if name in idle else "")
                 if name not in waiting:
                     move(widget, values[name])
-            reasons = "; ".join(dict.fromkeys(idle[name] for name in self.spec.live if name in idle))
-            self._idle.value = f'<div class="moe-idle">Off: {reasons}.</div>' if reasons else ""
+            off = [name for name in self.spec.live if name in idle]
+            reasons = "; ".join(f"{CONTROLS[name].description}: {idle[name]}" for name in off)
+            self._idle.value = f'<div class="moe-idle">Off: {reasons}.</div>' if off else ""
         finally:
             self._showing = None
 

@@ -1,7 +1,6 @@
 """The 2-D laboratory: a mixture of experts and its two dense baselines, trained while you turn the knobs."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
@@ -245,9 +244,9 @@ class Playground(Lab):
 
     def lines(self) -> dict[str, Any]:
         """See `LiveRun`; and for the line of the step what the load is, and what a new start has."""
-        lines, values = super().lines(), self.state.values
+        values = self.state.values
         sizes = f"{values['num_experts']} experts, top-{values['top_k']}"
-        return lines | {"verdict": re.split("[:;.]", lines["words"])[0], "sizes": sizes}
+        return super().lines() | {"verdict": self.load_words()[0], "sizes": sizes}
 
     def _words_of_points(self) -> str:
         said = TIPS["reading"]

@@ -98,7 +98,9 @@ def test_the_pictures_read_the_router_without_its_noise():
 
 def test_the_words_tell_of_the_load_and_the_reading_is_the_routing_of_the_selected_token(trained):
     mean = torch.tensor([record.load[0] for record in trained.main_run.records[-20:]]).mean(dim=0)
-    assert trained.words() == describe_load(mean, 2) == trained.canvas.words["words"]
+    verdict, rest = describe_load(mean, 2)
+    assert trained.words() == verdict + rest == trained.canvas.words["words"]
+    assert trained.canvas.words["verdict"] == verdict
     trained.inputs["token"].value = 9
     _, routing = routing_of(trained, trained.plane.points[9:10])
     assert trained.canvas.words["token"] == 9

@@ -258,6 +258,7 @@ const PANELS = {
   },
 };
 
+// The verdict, and the rest.
 function describeLoad(load, { top_k: K }, { numbers: { dead, even }, words: { load: words } }) {
   const E = load.length;
   const busiest = load.indexOf(Math.max(...load));
@@ -266,7 +267,7 @@ function describeLoad(load, { top_k: K }, { numbers: { dead, even }, words: { lo
   const [all, some] = [E > 1 ? "dense" : "one expert", count > 1 ? "dead" : "one dead"];
   const kind = K === E ? all : count ? some : most < even ? "even" : "uneven";
   const found = { experts: E, dead: count, limit: 100 * dead, busiest, times: most.toFixed(1) };
-  return filled(words[kind], { ...found, goes_to: words["goes to"] });
+  return words[kind].map((text) => filled(text, { ...found, goes_to: words["goes to"] }));
 }
 
 function lines(run, out) {
@@ -278,7 +279,7 @@ function lines(run, out) {
   const guessing = Math.log(sizes.classes);
   const loss = mean(recent, ({ losses }) => losses[0]);
   const isWorse = run.step > sizes.recent && loss > 1.1 * guessing;
-  const words = describeLoad([...(run.load ?? out.clean)], run.manifest, run.shared);
+  const [verdict, rest] = describeLoad([...(run.load ?? out.clean)], run.manifest, run.shared);
   const [logits, probs, serves] = [out.logits, out.probs, out.serves].map((data) => rowOf(data, E, token));
   const order = range(E)
     .sort((one, other) => probs[other] - probs[one])
@@ -289,7 +290,7 @@ function lines(run, out) {
     .sort((one, other) => serves[other] - serves[one]);
   const served = chosen.map((e) => `${serves[e].toFixed(2)} × E${e}`).join(", ") || reading.dropped;
   const label = run.classes[token];
-  const verdict = out.named[token] === label ? "correct" : "wrong";
+  const isRight = out.named[token] === label ? "correct" : "wrong";
   const [x, y] = [0, 1].map((axis) => run.points.data[2 * token + axis].toFixed(2));
   const [with_it, without] = [out.plain, out].map(({ accuracy }) => toPercent(accuracy[0]));
   const worse = isWorse ? filled(reading.worse, { guessing: guessing.toFixed(2) }) : "";
@@ -302,10 +303,10 @@ function lines(run, out) {
   const values = { expert: muted(run), with_it, without, points: sizes.measured };
   const lost = muted(run) === null ? "" : filled(reading.muted, values);
   return {
-    words: words + worse + ofDrawing + hint,
-    verdict: words.split(/[:;.]/)[0],
+    words: verdict + rest + worse + ofDrawing + hint,
+    verdict,
     sizes: `${E} experts, top-${run.manifest.top_k}`,
-    reading: filled(reading.token, { token, x, y, label, verdict, read, served }) + lost,
+    reading: filled(reading.token, { token, x, y, label, verdict: isRight, read, served }) + lost,
   };
 }
 const muted = ({ values: { mute } }) => (mute === "none" ? null : Number(mute.slice(1)));
