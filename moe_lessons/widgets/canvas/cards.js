@@ -195,7 +195,7 @@ export class Chart extends Card {
     this.draws = header.marks.find(({ mark }) => mark === "Drawn")?.pen;
     if (isNumber(this.draws)) this.canvas.dataset.pen = this.draws;
     else delete this.canvas.dataset.pen;
-    const height = this.isPlane && this.wide ? clamp(this.wide, LOW, HIGH) : header.height;
+    const height = this.isPlane ? this.square() : header.height;
     styled(this.canvas, { height: `${height}px`, minWidth: `${header.least_width}px` });
     this.figure.classList.toggle("moe-sideways", header.least_width > 0);
   }
@@ -207,7 +207,6 @@ export class Chart extends Card {
    */
   resize({ width, height }, exact) {
     if (!width) return;
-    if (this.isPlane) this.canvas.style.height = `${clamp(width, LOW, HIGH)}px`;
     this.wide = width;
     this.high = height;
     this.exact = exact;
@@ -215,9 +214,14 @@ export class Chart extends Card {
     this.old = true;
   }
 
+  square() {
+    return clamp(this.wide ?? HIGH, LOW, HIGH);
+  }
+
   // The pixels of the screen are counted when it draws: the observer may call before the page knows a new ratio.
   fit() {
     const { canvas, exact } = this;
+    if (this.isPlane) canvas.style.height = `${this.square()}px`; // here: the observer must not resize
     const pixels = (value, whole) => {
       const wanted = value * devicePixelRatio;
       return Math.abs(whole - wanted) < 1 ? whole : Math.round(wanted);

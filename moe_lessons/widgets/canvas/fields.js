@@ -40,7 +40,8 @@ export function drawField(card, { z, classes }) {
   }
 }
 
-function updateImage({ view, box, cache, across, wide }, z, colors) {
+function updateImage(card, z, colors) {
+  const { view, box, cache, across, wide } = card;
   const isTraining = view.words.state === "training";
   const scale = isTraining ? 1 : Math.min(across / wide, 2); // it costs by the pixel
   const width = Math.round(box.width * scale);
@@ -53,7 +54,7 @@ function updateImage({ view, box, cache, across, wide }, z, colors) {
   cache.image.height = height;
   cache.z = z;
   cache.key = key;
-  cache.middles = middlesOf(z, owners);
+  cache.middles = middlesOf(z, owners, underTokens(card, z));
   paintField(cache.image, z, owners, colors, view, scale);
 }
 
@@ -160,8 +161,22 @@ function paintClasses(cache, classes, paper) {
   Object.assign(cache, { pale, classes, paper });
 }
 
-// For each expert with a territory that point of it which is nearest to its middle, in parts of the width and height.
-function middlesOf({ shape: [rows, columns, count] }, owners) {
+// The points of the grid on and around tokens: a number there could not be read.
+function underTokens({ marks, xAxis, yAxis }, { shape: [rows, columns] }) {
+  const { x = [], y } = marks.find(({ tokens }) => tokens) ?? {};
+  const at = (value, { low, high }, count) => Math.round(((value - low) / (high - low)) * (count - 1));
+  const around = (place) => [place - 1, place, place + 1];
+  const pairs = [...x].flatMap((value, i) =>
+    around(at(y[i], yAxis, rows)).flatMap((r) =>
+      around(at(value, xAxis, columns)).map((c) => r * columns + c),
+    ),
+  );
+  return new Set(pairs);
+}
+
+// For each expert with a territory that point of it which is nearest to its middle, beside tokens where there is one, in
+// parts of the width and height.
+function middlesOf({ shape: [rows, columns, count] }, owners, taken) {
   const part = (at, length) => clamp(at / (length - 1), EDGE, 1 - EDGE);
   const mean = (places, axis) => places.reduce((sum, place) => sum + place[axis], 0) / places.length;
   const territories = range(count).map(() => []);
@@ -170,8 +185,9 @@ function middlesOf({ shape: [rows, columns, count] }, owners) {
     if (places.length < LEAST_PART * owners.length) return [];
     const x = mean(places, 0);
     const y = mean(places, 1);
-    const [column, row] =
-      places[nearest(places.length, (i) => Math.hypot(places[i][0] - x, places[i][1] - y))];
+    const away = ([column, row]) =>
+      Math.hypot(column - x, row - y) + (taken.has(row * columns + column) ? columns : 0);
+    const [column, row] = places[nearest(places.length, (i) => away(places[i]))];
     return [[expert, part(column, columns), part(row, rows)]];
   });
 }

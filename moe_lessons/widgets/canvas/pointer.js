@@ -150,7 +150,9 @@ function marksAt(card, x, y, stop) {
   const found = stopsOf(card).map((stops) => ({ stops, place: stops.at(x, y) }));
   if (stop !== undefined) found.at(-1).place = stop; // what has no height lies where its neighbour does
   const near = found.filter(({ place }) => place >= 0);
-  return near.map(({ stops, place }, order) => ({ away: 0, order, ...stops.tell(place, x, y) }));
+  const exact = near.find(({ stops }) => stops.isExact);
+  const there = exact ? exact.stops.place(exact.place) : [x, y];
+  return near.map(({ stops, place }, order) => ({ away: 0, order, ...stops.tell(place, ...there) }));
 }
 
 function merged(hits) {

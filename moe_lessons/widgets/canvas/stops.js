@@ -13,6 +13,7 @@ import { clamp, nearest } from "./numbers.js";
  * @property {(x: number, y: number) => number} at which one is at a place, in pixels; -1: none
  * @property {(i: number, x: number, y: number) => Hit} tell what is said of one; away: how far off, in pixels
  * @property {boolean} [isHistory] whether the last of each row are the latest
+ * @property {boolean} [isExact] whether what lies under one is told of its own place, not of the pointer's
  * @property {string} [noun] what they are, where they are too many to be told
  */
 
