@@ -175,7 +175,8 @@ export class Control {
     Object.assign(this, { tip, isList, off });
     this.input = make(isList ? "select" : "input", isList ? { id } : { id, type: "range" });
     this.output = make("output", { for: id });
-    const parts = [make("label", { for: id }, label), this.input, ...(isList ? [] : [this.output])];
+    this.why = make("div", { class: "moe-off" });
+    const parts = [make("label", { for: id }, label), this.input, ...(isList ? [] : [this.output]), this.why];
     this.element = make("div", { class: "moe-control" }, ...parts);
     this.input.addEventListener("input", () => {
       const [, value] = this.stops[isList ? this.input.selectedIndex : this.input.value];
@@ -208,6 +209,7 @@ export class Control {
       input.setAttribute("aria-valuetext", texts[at]);
     }
     input.disabled = Boolean(why);
+    this.why.textContent = why ? `Off: ${why}.` : "";
     this.element.title = why ? `${this.tip}. Off: ${why}` : this.tip;
     input.setAttribute("aria-description", this.element.title);
   }

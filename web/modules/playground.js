@@ -34,14 +34,13 @@ export class Playground {
     const shown = settings.names.filter((name) => name !== "points"); // they are drawn
     this.controls = Object.fromEntries(shown.map((name) => [name, control(name)]));
     this.past = []; // points before each that were drawn
-    this.off = make("div", { class: "moe-off" });
     const { front } = settings;
     const first = front?.controls ?? settings.names;
     const elementOf = (name) => this.controls[name].element;
     const groups = Object.entries(settings.headings).map(([group, heading]) => {
       const names = settings[group].filter((name) => shown.includes(name) && name !== "pen");
       const parts = [make("div", { class: "moe-group" }, heading), ...names.map(elementOf)];
-      return [make("div", {}, ...parts, ...(group === "live" ? [this.off] : [])), names];
+      return [make("div", {}, ...parts), names];
     });
     this.view = make("div", { class: "moe-page-view" });
     this.still = [...place.home.childNodes].filter((node) => node !== place.said);
@@ -61,7 +60,7 @@ export class Playground {
     const later = groups.flatMap(([element, names]) =>
       names.some(isFirst) ? names.filter((name) => !isFirst(name)).map(elementOf) : [element],
     );
-    this.rest = front ? [...bars, ...drawing, ...later, this.off] : [];
+    this.rest = front ? [...bars, ...drawing, ...later] : [];
     for (const element of this.rest) element.hidden = true;
     place.home.replaceChildren(dock, ...bars, place.said, this.view);
     if ("guide" in place.home.dataset) this.guide();
@@ -129,6 +128,7 @@ export class Playground {
         set() {},
         send: (message) => this.heard(message),
       };
+      this.view.style.minHeight = `${this.view.offsetHeight}px`; // what is below must not jump
       this.view.replaceChildren();
       this.still = null;
       canvas.render({ el: this.view, model });
@@ -219,8 +219,6 @@ export class Playground {
     const why = settings.why(values);
     for (const [name, control] of Object.entries(this.controls))
       control.show(inForce[name], settings.stops(name, values), why[name]);
-    const reasons = new Set(settings.live.map((name) => why[name]).filter(Boolean));
-    this.off.textContent = reasons.size ? `Off: ${[...reasons].join("; ")}.` : "";
     for (const made of this.presets) made.setAttribute("aria-pressed", this.isAt(made.textContent));
     this.place.keep(settings.address(values));
   }
