@@ -36,35 +36,8 @@ STEP_KNOBS = tuple(name for name in KNOBS if name not in LEFT_OUT)  # in this or
 DRAWN = {"jitter_noise": "uniform", "noise_std": "normal"}  # knobs that scale random numbers, as drawn: their inputs
 NUM_MEASURED = 256  # held-out points on which a reading measures loss and accuracy
 NUM_READ = 250  # entries of a phone book that one reading reads
-MEANING = {  # of each input
-    "state": "the weights of all models, Adam's two averages of their gradients, and the bias of the experts",
-    "count": "the number of the step since Adam's averages began, from 1",
-    "x": "points from -1 to 1: a batch, or the tokens that are shown",
-    "y": "the classes of the points",
-    "normal": "normal random numbers: the noise on the router's logits",
-    "uniform": "random numbers from 0 to 1: the jitter of the router's input",
-    "knobs": ", ".join(STEP_KNOBS),
-    "held_x": "points to measure on, which training has not seen",
-    "held_y": "the classes of these points",
-    "keep": "1 for each expert, 0 for one that is muted",
-    "drawn": "random numbers: normal where the task has blobs, else from 0 to 1",
-    "blob": "the blob of each point",
-    "prototypes": "the centres of the blobs or cells",
-    "weights": "those of a language model, as `parameters_to_vector` gives them, in float16",
-    "ids": "the bytes of a text, and what you like beyond its end",
-    "entries": "entries of a phone book, in bytes",
-}
 BETA1, BETA2 = 0.9, 0.999  # of torch's AdamW
 EPSILON = 1e-8  # of torch's AdamW
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A function of tensors as an ONNX model: its bytes, and the names and shapes of what goes in and comes out."""
-
-    model: bytes
-    inputs: dict[str, tuple[int, ...]]
-    outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -119,8 +92,8 @@ class Trained:
     def learn(self, state, count, x, y, knobs, seen=lambda routings: ()) -> tuple:
         """Train one step, as `Run.step` does, but for the bias of the experts.
 
-        state: see above; count (); a batch x and y; knobs: see `MEANING`. Return the next weights and averages (3·P,),
-        the loss of each model (nats), the norm of the gradient, and what is `seen` of the routings."""
+        state: see above; count (); a batch x and y; knobs: as `STEP_KNOBS`. Return the next weights and averages
+        (3·P,), the loss of each model (nats), the norm of the gradient, and what is `seen` of the routings."""
         value = dict(zip(STEP_KNOBS, knobs.unbind(0)))
         weights, mean, square, bias = self.parts(state)
 
@@ -188,7 +161,7 @@ class TrainedPlane(Trained):
     def step(self, state, count, x, y, normal, uniform, knobs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Train one step, as `Run.step` does.
 
-        state: see `Trained`; count (); x (T, 2), y (T,); normal (T, E); uniform (T, D); knobs: see `MEANING`. Return
+        state: see `Trained`; count (); x (T, 2), y (T,); normal (T, E); uniform (T, D); knobs: as `STEP_KNOBS`. Return
         the next state, the loss of each model (nats), the norm of the gradient, and the load shares (E,)."""
         value = self.turn(knobs)
         self.router.draw_noise = lambda logits: normal * value["noise_std"]  # instead of torch's own random numbers
@@ -200,7 +173,7 @@ class TrainedPlane(Trained):
         return torch.cat([learned, bias]), losses, norm, load
 
     def turn(self, knobs: Tensor) -> dict[str, Tensor]:
-        """Name the values of the knobs (see `MEANING`), and set those that are attributes of modules."""
+        """Name the values of the knobs, and set those that are attributes of modules."""
         value = dict(zip(STEP_KNOBS, knobs.unbind(0)))
         for name, modules in self.turned.items():
             for module in modules:
@@ -220,7 +193,7 @@ class TrainedPlane(Trained):
                 moved[name] = router.expert_bias
         return moved
 
-    def export(self, function: Callable[..., Sequence[Tensor]], inputs: dict[str, Tensor], outputs: tuple) -> Graph:
+    def export(self, function: Callable[..., Sequence[Tensor]], inputs: dict[str, Tensor], outputs: tuple) -> bytes:
         """Make the graph of a function of this object; see `to_onnx`. ValueError for a knob that no graph carries."""
         try:
             return to_onnx(function, inputs, outputs)
@@ -233,8 +206,8 @@ class TrainedPlane(Trained):
     def read(self, state, x, held_x, held_y, keep, knobs) -> tuple[Tensor, ...]:
         """Read the mixture and measure all models, without noise.
 
-        x (T, 2); held_x (N, 2), held_y (N,); keep (E,); knobs: see `MEANING`. Return the router's log-probabilities on
-        the grid (R, R, E); of the tokens its logits (T, E), its probabilities (T, E), the weight of each expert, 0
+        x (T, 2); held_x (N, 2), held_y (N,); keep (E,): 0 for one that is muted. Return the router's log-probabilities
+        on the grid (R, R, E); of the tokens its logits (T, E), its probabilities (T, E), the weight of each expert, 0
         where it does not serve (T, E), and the class that the model names (T,); the loss and the accuracy of each
         model; and the load shares (E,)."""
         weights, _, _, bias = self.parts(state)
@@ -279,7 +252,7 @@ class TrainedFacts(Trained):
         return is_known(said, y).int(), loss, (said == y).sum() / (y != NOT_SCORED).sum()
 
 
-def export_step(runs: dict[str, Run]) -> Graph:
+def export_step(runs: dict[str, Run]) -> bytes:
     """Make the graph of `TrainedPlane.step`. ValueError as there."""
     trained = TrainedPlane(runs)
     T = trained.batch_size
@@ -295,7 +268,7 @@ def export_step(runs: dict[str, Run]) -> Graph:
     return trained.export(lambda s, n, x, y, *rest: trained.step(s, n, x, y.long(), *rest), inputs, outputs)
 
 
-def export_reading(runs: dict[str, Run]) -> Graph:
+def export_reading(runs: dict[str, Run]) -> bytes:
     """Make the graph of `TrainedPlane.read`. ValueError as there."""
     trained, N = TrainedPlane(runs), NUM_MEASURED
     inputs = {"state": trained.start(), "x": torch.rand(NUM_TOKENS, 2), "held_x": torch.rand(N, 2)}
@@ -307,7 +280,7 @@ def export_reading(runs: dict[str, Run]) -> Graph:
     )
 
 
-def export_facts_step(run: Run) -> Graph:
+def export_facts_step(run: Run) -> bytes:
     """Make the graph of `TrainedFacts.step`."""
     trained = TrainedFacts(run)
     inputs = {"state": trained.start(), "count": torch.tensor(1.0), "entries": Facts(trained.batch_size).tokens.int()}
@@ -316,14 +289,14 @@ def export_facts_step(run: Run) -> Graph:
     return to_onnx(lambda s, n, entries, knobs: trained.step(s, n, entries.long(), knobs), inputs, outputs)
 
 
-def export_facts_reading(run: Run) -> Graph:
+def export_facts_reading(run: Run) -> bytes:
     """Make the graph of `TrainedFacts.read`, of `NUM_READ` entries."""
     trained = TrainedFacts(run)
     inputs, outputs = {"state": trained.start(), "entries": Facts(NUM_READ).tokens.int()}, ("known", "loss", "accuracy")
     return to_onnx(lambda s, entries: trained.read(s, entries.long()), inputs, outputs)
 
 
-def export_batch(task: PlaneTask, num_points: int) -> Graph:
+def export_batch(task: PlaneTask, num_points: int) -> bytes:
     """Make the graph of `PlaneTask.place`: random numbers (T, 2), blobs (T,) and prototypes (24, 2) -> x, y."""
 
     def place(drawn: Tensor, blob: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
@@ -335,11 +308,11 @@ def export_batch(task: PlaneTask, num_points: int) -> Graph:
     return to_onnx(place, inputs | {"prototypes": task.prototypes}, ("x", "y"))
 
 
-def export_text(model: LanguageModel, window: int) -> Graph:
+def export_text(model: LanguageModel, window: int) -> bytes:
     """Make the graph of what a causal language model of L layers of experts, chosen by logits, does with each of
     `window` bytes (T).
 
-    Inputs: weights (P,) float16 and ids (T,) int32: see `MEANING`. Outputs of each layer: the router's logits and
+    Inputs: weights (P,) float16 and ids (T,) int32. Outputs of each layer: the router's logits and
     probabilities (L, T, E), the experts that serve and their weights, first choices first (L, T, K), what goes into the
     block and what comes out (L, T, D); then all bytes that may come next, likeliest first, and their probabilities
     (T, V); and how much the bytes so far surprised on average, from the second on, in nats (T - 1,)."""
@@ -369,7 +342,7 @@ def export_text(model: LanguageModel, window: int) -> Graph:
 
 
 @torch_threads(1)
-def to_onnx(function: Callable[..., Sequence[Tensor]], inputs: dict[str, Tensor], outputs: tuple[str, ...]) -> Graph:
+def to_onnx(function: Callable[..., Sequence[Tensor]], inputs: dict[str, Tensor], outputs: tuple[str, ...]) -> bytes:
     """Make an ONNX graph of a function that computes with tensors alone: inputs give names, shapes and types."""
     table, aten = dict(core_aten_decompositions()), torch.ops.aten
     # ONNX has no memory that is not set, and no distances
@@ -386,8 +359,7 @@ def to_onnx(function: Callable[..., Sequence[Tensor]], inputs: dict[str, Tensor]
                                     output_names=list(outputs))  # fmt: skip
         for tidy in (inline, fold_constants, remove_unused_nodes):
             tidy(program.model)
-    model = program.model_proto.SerializeToString()
-    return Graph(model, {name: tuple(value.shape) for name, value in inputs.items()}, outputs)
+    return program.model_proto.SerializeToString()
 
 
 def rolled(x: Tensor, shifts: Sequence[int], dims: Sequence[int]) -> Tensor:

@@ -18,9 +18,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import onnx
 from filelock import FileLock
 from joblib import Parallel, delayed
 from tqdm import tqdm
@@ -28,7 +26,7 @@ from tqdm import tqdm
 from moe_lessons.tasks import PLANE_TASKS, PlaneTask
 from moe_lessons.training import PRESETS, PlaneSetting, Run, plane_runs
 from web import text_model, wall
-from web.graphs import MEANING, NUM_MEASURED, Graph, export_batch, export_reading, export_step, export_text
+from web.graphs import NUM_MEASURED, export_batch, export_reading, export_step, export_text
 from web.lesson_views import RECORDINGS
 from web.manifest import (
     STOPS,
@@ -67,27 +65,26 @@ def main(folder: str, graphs: str = "usual") -> None:
     folder.mkdir(parents=True)
     KEPT.mkdir(parents=True, exist_ok=True)
     with FileLock(KEPT / "lock"):  # tests may make it at the same time
-        jobs = {f"{name}.z": job(kept(name), export_batch, PlaneTask(name), NUM_MEASURED) for name in PLANE_TASKS}
+        jobs = {f"{name}.z": (kept(name), export_batch, PlaneTask(name), NUM_MEASURED) for name in PLANE_TASKS}
         pairs = {name: (runs_of(setting), export_step, export_reading) for name, setting in settings.items()}
         pairs |= {name: (run, *wall.EXPORTS) for name, run in walls.graphs().items()}
         for name, (given, *exports) in pairs.items():
             for kind, export in zip(("step", "read"), exports):
-                jobs[f"{name}.{kind}.z"] = job(kept(name, kind), export, given)
-        jobs["text.read.z"] = job(kept("text"), export_text, text_model.new_model(), text_model.WINDOW)
-        missing = {name: job for name, (path, job) in jobs.items() if not path.is_file()}
+                jobs[f"{name}.{kind}.z"] = kept(name, kind), export, given
+        jobs["text.read.z"] = kept("text"), export_text, text_model.new_model(), text_model.WINDOW
+        missing = [delayed(stored)(*job) for job in jobs.values() if not job[0].is_file()]
         print(f"{len(jobs)} graphs, of which {len(missing)} are to be made.", flush=True)
-        made = Parallel(n_jobs=-1, return_as="generator_unordered")(missing.values())
+        made = Parallel(n_jobs=-1, return_as="generator_unordered")(missing)
         bar = tqdm(made, "graphs", len(missing), disable=None)  # on a terminal
         for path in bar:
             bar.set_postfix_str(path.name.removeprefix(f"{key()}."))
-        for name, (path, _) in jobs.items():
+        for name, (path, *_) in jobs.items():
             shutil.copy(path, folder / name)
         for path in KEPT.glob("*.z"):
             if not path.name.startswith(key()):  # of another package or torch
                 path.unlink()
     for name, setting in tqdm(settings.items(), "panels", disable=None):
-        inputs = {kind: inputs_of(folder / f"{name}.{kind}.z") for kind in ("step", "read")}
-        text = json.dumps(graph_manifest(runs_of(setting), setting) | {"inputs": inputs})
+        text = json.dumps(graph_manifest(runs_of(setting), setting))
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
     sizes = {(setting.num_experts, setting.top_k, setting.d_ff): setting for setting in settings.values()}
     for setting in tqdm(sizes.values(), "first weights", disable=None):
@@ -100,7 +97,7 @@ def main(folder: str, graphs: str = "usual") -> None:
         write_compressed(folder / name, numbers.tobytes())
     texts = {"manifest": manifest(list(settings), seeds), "wall": walls.manifest()}
     texts |= {f"facts-{name}": size for name, size in walls.sizes().items()}
-    texts["text"] = text_model.text_manifest() | {"inputs": inputs_of(folder / "text.read.z")}
+    texts["text"] = text_model.text_manifest()
     texts["speedup"] = speedup_manifest()
     for name, text in texts.items():
         (folder / f"{name}.json").write_text(json.dumps(text), encoding="utf-8")
@@ -126,27 +123,15 @@ def find_runtime() -> Path:
     return RUNTIME
 
 
-def job(path: Path, export: Callable[..., Graph], *arguments) -> tuple[Path, Any]:
-    """Say where a graph is in the store, and what makes it there."""
-    return path, delayed(stored)(path, export, *arguments)
-
-
-def stored(path: Path, export: Callable[..., Graph], *arguments) -> Path:
+def stored(path: Path, export: Callable[..., bytes], *arguments) -> Path:
     """A graph in the store, made where it is not there."""
     if not path.is_file():
         gc.disable()  # it looks in vain through all that an export makes: a sixth of the time
         try:
-            write_compressed(path, export(*arguments).model)
+            write_compressed(path, export(*arguments))
         finally:
             gc.enable()
     return path
-
-
-def inputs_of(path: Path) -> dict[str, dict]:
-    """The shape and the meaning of each input of a graph."""
-    values = onnx.load_from_string(gzip.decompress(path.read_bytes())).graph.input
-    shapes = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in values}
-    return {name: {"shape": shape, "meaning": MEANING[name]} for name, shape in shapes.items()}
 
 
 def runs_of(setting: PlaneSetting) -> dict[str, Run]:

@@ -52,8 +52,9 @@ ALL = [
 
 
 def session(graph):
-    found = onnxruntime.InferenceSession(graph.model)
-    return lambda **inputs: dict(zip(graph.outputs, found.run(None, {n: np.asarray(v) for n, v in inputs.items()})))
+    found = onnxruntime.InferenceSession(graph)
+    names = [output.name for output in found.get_outputs()]
+    return lambda **inputs: dict(zip(names, found.run(None, {n: np.asarray(v) for n, v in inputs.items()})))
 
 
 def follow(setting: PlaneSetting, monkeypatch) -> None:

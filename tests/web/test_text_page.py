@@ -24,12 +24,13 @@ def graph():
 @pytest.fixture(scope="module")
 def read(graph):
     """read(weights, bytes, padding): what the graph reads of a text that is padded to the window, by name."""
-    session = onnxruntime.InferenceSession(graph.model)
+    session = onnxruntime.InferenceSession(graph)
+    names = [output.name for output in session.get_outputs()]
 
     def run(weights, ids, padding=0):
         window = np.full(WINDOW, padding, "i4")
         window[: len(ids)] = ids
-        return dict(zip(graph.outputs, session.run(None, {"weights": weights.numpy(), "ids": window})))
+        return dict(zip(names, session.run(None, {"weights": weights.numpy(), "ids": window})))
 
     return run
 
@@ -63,7 +64,7 @@ def test_the_control_is_the_same_model_before_its_first_step_and_all_of_it_is_sm
     trained, untrained = stored_weights()
     own = torch.cat([p.detach().flatten() for p in new_model().parameters()])
     assert torch.equal(untrained, own.half()) and not torch.equal(trained, untrained)
-    assert PATH.stat().st_size + len(gzip.compress(graph.model)) < 1_500_000
+    assert PATH.stat().st_size + len(gzip.compress(graph)) < 1_500_000
 
 
 VISITORS = ["Hello, how are you today?", "It was raining when we left the station, so we took a taxi home."]

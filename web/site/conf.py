@@ -13,7 +13,6 @@ from textwrap import indent
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
-from tqdm import tqdm
 
 from moe_lessons.course.interview import CONDITIONS, SENTENCE, SHORT
 from web.lesson_views import LESSON_FILES, read_clean, views_of
@@ -149,24 +148,8 @@ def write_math(writer, node, block: bool = False) -> None:
     raise nodes.SkipNode
 
 
-def show_progress(app) -> None:
-    """On a terminal, show a bar: each page is read, then written."""
-    bar = tqdm(desc="pages", disable=None)
-
-    def step(app, name: str) -> None:
-        if name in app.env.all_docs:
-            bar.set_postfix_str(name)
-            bar.update()
-
-    app.connect("env-before-read-docs", lambda app, env, names: bar.reset(2 * len(names)))
-    app.connect("doctree-read", lambda app, doctree: step(app, app.env.docname))
-    app.connect("html-page-context", lambda app, name, *_: step(app, name))
-    app.connect("build-finished", lambda *_: bar.close())
-
-
 def setup(app) -> None:
     """Called by Sphinx."""
-    show_progress(app)
     app.connect("source-read", prepare)
     app.connect("doctree-read", enliven)
     app.connect("autodoc-process-docstring", as_written)
