@@ -14,7 +14,7 @@ from moe_lessons.support.static import static_mode
 from moe_lessons.training import TrainingDiverged
 from moe_lessons.widgets.kernel import is_cell, stop_at_once
 
-FPS = 42  # pictures a second at most: a step ends a little after one is due, and a page draws two at once at times
+FPS = 60  # pictures a second at most: a page that draws two at once gets fewer
 SENDING = 0.03  # what a picture costs before any panel is drawn, as a part of what training costs: at most so much
 TURN = 0.01  # seconds of training at once: then the kernel has a turn
 TURNS = 3  # of the event loop after it: one message from the page needs several

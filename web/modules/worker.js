@@ -186,9 +186,8 @@ const PANELS = {
     const { points, pen } = run.values;
     const label = pen === "off" ? null : Number(pen.at(-1));
     if (points || label !== null) header.marks.push({ mark: "Drawn", points, pen: label });
-    if (!run.isMapped) arrays["0.classes"] = ["u1", [map, map], run.map]; // once is enough
-    run.isMapped = true;
-    return { ...arrays, "1.symbol": ["u1", [count], symbol], "1.expert": ["u1", [count], expert] };
+    const more = { "1.symbol": ["u1", [count], symbol], "1.expert": ["u1", [count], expert] };
+    return { ...arrays, ...more, "0.classes": ["u1", [map, map], run.map] };
   },
   route(run, { probs, serves, named }, { marks: [mark] }) {
     const { experts: E } = run.manifest;
@@ -205,9 +204,10 @@ const PANELS = {
     const places = [...fixed];
     accuracy.forEach((part, row) => {
       const bar = 3 + 6 * row + 4;
-      const wide = shared.numbers.longest * part;
+      const percents = (100 * part).toFixed();
+      const wide = (shared.numbers.longest * percents) / 100;
       [places[4 * bar], places[4 * bar + 2]] = [2 + wide / 2, wide];
-      const text = `${(100 * part).toFixed()} %`;
+      const text = `${percents} %`;
       mark.texts[bar + 1] = text;
       mark.says[bar] = mark.says[bar].replace(/\d+ %$/, text);
     });

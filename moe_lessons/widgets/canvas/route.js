@@ -95,14 +95,13 @@ function drawExpert({ pen, view }, at, x, expert, prob, weight) {
     pen.fill(bar, grey);
     pen.stroke(box, { color: grey, width: 1 });
   }
-  const style = isBusy
-    ? { color: css(inkOn(ground)), halo: css(ground), weight: 700 }
-    : { color: css(view.quiet) };
+  const halo = expert < 8 ? "" : css(ground); // keeps letters apart from stripes
+  const style = isBusy ? { color: css(inkOn(ground)), halo, weight: 700 } : { color: css(view.quiet) };
   pen.write(name, x, at.experts, style);
   if (at.pitch < (isBusy ? 25 : 34)) return;
   const isNarrow = pen.measure(percent(prob)) > at.pitch - 2;
   const text = isNarrow ? (100 * prob).toFixed() : percent(prob);
-  pen.write(text, x, at.bars + prob * at.longest + 9, { halo: css(view.paper), weight: isBusy ? 700 : 400 });
+  pen.write(text, x, at.bars + prob * at.longest + 9, { weight: isBusy ? 700 : 400 });
 }
 
 /**
