@@ -256,12 +256,8 @@ def export_step(runs: dict[str, Run]) -> bytes:
     """Make the graph of `TrainedPlane.step`. ValueError as there."""
     trained = TrainedPlane(runs)
     T = trained.batch_size
-    inputs = {
-        "state": trained.start(),
-        "count": torch.tensor(1.0),
-        "x": torch.rand(T, 2),
-        "y": torch.arange(T).int() % 8,
-    }
+    inputs = {"state": trained.start(), "count": torch.tensor(1.0)}
+    inputs |= {"x": torch.rand(T, 2), "y": torch.arange(T).int() % 8}
     inputs |= {"normal": torch.randn(T, trained.num_experts), "uniform": torch.rand(T, trained.d_model)}
     inputs |= {"knobs": torch.full((len(STEP_KNOBS),), 0.01)}
     outputs = "next", "losses", "norm", "load"
