@@ -43,6 +43,8 @@ def test_a_release_in_five_numbers():
     with_copies = np.ceil(routed / (141 - (COSTS.gb - routed)))  # of all but the experts, on each device
     three = ["Kimi K3", "DeepSeek-V3", "gpt-oss-120b"]
     assert COSTS.devices[three].tolist() == [12, 5, 1] and with_copies[three].tolist() == [47, 6, 1]
+    own_slice = (COSTS.gb - routed + routed / 144)["Kimi K3"] / 141  # of a card, of 144
+    assert own_slice == pytest.approx(0.85, abs=0.005)
     assert all(WEIGHT_BYTES[kind] == pytest.approx(size, rel=0.07) for kind, size in BYTES.items())
 
 
@@ -99,18 +101,22 @@ def test_finer_sparser_shared_and_a_bias():
 @pytest.mark.claim("experts-get-wider-again")
 @pytest.mark.parametrize("first_only", [False, True])
 def test_experts_get_wider_again(first_only):
+    """Of large releases: in some seasons small ones, whose experts are narrow, are many."""
     models = MODELS.drop_duplicates(["num_experts", "top_k", "d_model", "d_ff"]) if first_only else MODELS
     days = ("2025-07-01", "2025-12-31"), ("2026-01-01", "2026-04-30"), ("2026-05-01", "2026-12-31")
-    before, narrow, wide = (models[models.day.between(*each)].d_ff.median() for each in days)
-    assert narrow < before <= 2048 < wide and (first_only or (before, narrow, wide) == (2048, 1536, 3072))
-    assert first_only or models[models.day.between(*days[2])].d_ff.count() == 6
+    for least in (100, 200, 250):  # billion parameters
+        large = models[models.total_params_b > least]
+        assert [large[large.day.between(*each)].d_ff.median() for each in days] == [2048, 2048, 3072]
+    assert first_only or large[large.day.between(*days[2])].d_ff.count() == 6
     D, F, bandwidth = 7168, 3072, 50e9  # of DeepSeek-V4-Pro; the exchange of an assignment hides at 2·F at most
     for flops, hides in ((1.9 * F * bandwidth, True), (2.1 * F * bandwidth, False)):
         assert (6 * D * F / flops > 3 * D / bandwidth) == hides
     own = MODELS.set_index("name").loc["DeepSeek-V4-Pro"]
     routed = (own.total_params_b - own.active_params_b) / (own.num_experts / own.top_k - 1)  # that a token uses
     assert own.d_ff == F and 2 * F == 6144 < 7912 and routed / own.active_params_b == pytest.approx(0.5, abs=0.05)
-    assert 0.4 * machines().bf16_flops_per_second["NVIDIA H200 SXM"] / bandwidth == pytest.approx(7912, abs=4)
+    in_bf16, in_fp8 = 0.4 * machines().loc["NVIDIA H200 SXM", ["bf16_flops_per_second", "fp8_flops_per_second"]]
+    assert in_bf16 / bandwidth == pytest.approx(7912, abs=4)  # and of all arithmetic, not of the experts alone:
+    assert 2 * own.active_params_b / in_fp8 < routed / F / bandwidth < 2 * own.active_params_b / in_bf16
 
 
 @pytest.mark.claim("hash-routing-does-well-on-bytes")
