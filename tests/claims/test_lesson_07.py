@@ -97,7 +97,7 @@ def test_a_balanced_router_loses_experts(band):
     assert band[0].min() > 0.04 and dead[0].max() == 0
     for step in (300, 600):
         each = dead_at(band, step).sum(axis=1)
-        assert each.min() >= 2 and each.max() <= 5 and each.mean() > 3
+        assert each.min() >= 1 and each.max() <= 6 and 3 < each.mean() < 4.2
         assert dead[5:25].mean() > 0.6 * each.mean()  # most of them within 25 steps
         assert dead_at(band, step)[dead_at(band, 40)].mean() > 0.9  # and they stay
         assert (band[20] < 0.01)[dead_at(band, step)].mean() > 0.6  # most of those that die
