@@ -156,6 +156,11 @@ def test_wide_expert_parallelism_is_beyond_the_upper_edge():
     milliseconds = 32 * 1e3 * 58 * 8 * 7168 * 3 / 50e9, 1e12 * loaded / H200.bytes_per_second
     assert loaded == pytest.approx(21, abs=0.2) and milliseconds == pytest.approx((6.4, 4.4), abs=0.05)
     assert 150 < 1e3 / milliseconds[0] < 160  # tokens/s
+    (group,) = published_sizes()["DeepSeek-V3"].groups
+    ffn = 4 * group.layers * group.top_k * group.expert  # parameters of dense, 4×, a byte each
+    computed, copied = 2e3 * 32 * ffn / (0.4 * H200.fp8_flops_per_second), 1e3 * ffn / H200.bytes_per_second
+    assert (computed, copied) == pytest.approx((6.6, 17), abs=0.05) and ffn == pytest.approx(82e9, rel=0.01)
+    assert milliseconds[0] == pytest.approx(computed, rel=0.1) and 2 * group.layers == 116
     generator = np.random.default_rng(0)  # the tokens that an expert gets, drawn: 144 devices, 32 on each
     chosen = np.concatenate([generator.choice(256, 8, replace=False) for _ in range(32 * 144)])
     assert np.bincount(chosen).mean() == 144
