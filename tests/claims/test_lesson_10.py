@@ -10,6 +10,7 @@ from moe_lessons.analysis import expert_shares, trace
 from moe_lessons.analysis.releases import BYTES, modern_models, release_costs
 from moe_lessons.analysis.results import load_results
 from moe_lessons.analysis.roofline import WEIGHT_BYTES, machines, published_sizes
+from moe_lessons.analysis.speedup import edges
 from moe_lessons.exercises import choice
 from moe_lessons.hub import Lens
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
@@ -58,6 +59,8 @@ def test_four_bits_lower_the_upper_edge():
     for own, share in ((in_4_bits & ~in_fp8, 0.27), (in_4_bits & in_fp8, 0.54)):
         assert own.any() and (per_sparsity[own] / per_sparsity[~in_4_bits].min()).between(share - 0.05, share).all()
     assert in_fp8[["DeepSeek-V4-Pro", "DeepSeek-V4-Flash"]].all() and not in_fp8["gpt-oss-120b"]
+    in_bf16, computed_in_4 = (edges(128, 4, 4, 206 * rate, size)[1] for rate, size in ((1, 2), (4, 4.25 / 8)))
+    assert computed_in_4 == pytest.approx(in_bf16, rel=0.1)  # at four times the rate
     assert in_4_bits.sum() >= 10 and np.isnan(COSTS.upper["Mixtral 8x7B"])
 
 
