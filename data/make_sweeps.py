@@ -71,7 +71,7 @@ SIZES = {
         REAL_SIZES | {"d_model": D, "d_ff": D, "num_heads": D // 16, "num_kv_heads": D // 16, "max_positions": 64},
         num_experts=16,
     )
-    for D in (64, 128)
+    for D in (64, 128, 256)
 }
 
 # mixtures of 8 experts on real text, of equal active size, with and without a loss that balances
@@ -119,7 +119,7 @@ class Sweep:
 # the best of the three that "source_rates" tried, after 1,000 steps; no loss: as with it
 SOURCE_RATES = dict.fromkeys(["dense, 1×", "frozen router", "hash routing"], (0.003,))
 SOURCE_RATES |= dict.fromkeys(["dense, 8×", "MoE", "no auxiliary loss"], (0.0015,))
-OF_SIZES = ["MoE", *(dense_name(width) for width in (1, 2, 4, 8))]  # the widest takes too long where D = 128
+OF_SIZES = ["MoE", *(dense_name(width) for width in (1, 2, 4, 8))]  # the widest take too long where D is larger
 
 
 def of_size(D: int, rates: Mapping[str, Sequence[float]], **own) -> Sweep:
@@ -138,7 +138,10 @@ SWEEPS = {
         64, dict.fromkeys(OF_SIZES, (0.0015, 0.003, 0.006)) | {"dense, 4×": (0.0015, 0.003, 0.006, 0.012)}, seeds=(0,)
     ),
     "size_128_rates": of_size(128, dict.fromkeys(OF_SIZES[:-1], (0.001, 0.002, 0.004)), seeds=(0,)),
+    "size_256_rates": of_size(256, dict.fromkeys(OF_SIZES[:-2], (0.0005, 0.001, 0.002)), seeds=(0,)),
+    "size_256": of_size(256, dict.fromkeys(OF_SIZES[:-2], (0.001,)), seeds=range(1, 7)),
     "size_128": of_size(128, dict.fromkeys(OF_SIZES[:-1], (0.002,)), seeds=range(1, 7)),
+    "race": Sweep(SIZES[64], dict.fromkeys(OF_SIZES[:3], (0.003,)), seeds=range(1, 7), held_out=1200),
     "size_64": of_size(64, dict.fromkeys(OF_SIZES, (0.003,)) | {"dense, 4×": (0.006,)}, seeds=range(1, 7)),
 }  # fmt: skip
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from moe_lessons.analysis.results import interval, last_of
+from moe_lessons.analysis.results import interval, last_of, load_results
 from moe_lessons.nn.baselines import dense_width
 from moe_lessons.support.data import data_path
 
-SIZES = (64, 128)  # D of the models of the sweeps `size_64`, …
+SIZES = (64, 128, 256)  # D of the models of the sweeps `size_64`, …
 PLACES = 1000  # at which the lines between two widths are read
 
 
@@ -79,6 +79,22 @@ def width_over_size() -> pd.DataFrame:
     found = {d_model: effective_width(*size_losses(d_model)) for d_model in SIZES}
     rows = [vars(match) | {"said": str(match)} for match in found.values()]
     return pd.DataFrame(rows, index=pd.Index(found, name="D"))
+
+
+def race_by_clock() -> pd.DataFrame:
+    """Read the sweep `race`: a row for each model, seed and reading, with the held-out `loss` after so many `seconds`
+    of training, which are its steps times the CPU time of one, of the seed that other programs disturbed least."""
+    runs = load_results("race")
+    return runs.assign(seconds=runs.step * runs.groupby("model").ms_per_step.transform("min") / 1000)
+
+
+def lead_by_clock(race: pd.DataFrame, seconds: Sequence[float], rival: str) -> tuple[np.ndarray, np.ndarray]:
+    """Give by how much the loss of the MoE is below a rival's after so many seconds of `race_by_clock`: the mean over
+    the seeds, and how far its 95 % interval reaches to both sides. Between two readings the loss is a straight line
+    over log(seconds)."""
+    runs = race.groupby(["model", "seed"])
+    at = {run: np.interp(np.log(seconds), np.log(rows.seconds), rows.loss) for run, rows in runs}
+    return interval(np.transpose([at[rival, seed] - at["MoE", seed] for seed in race.seed.unique()]))
 
 
 def published_pairs() -> pd.DataFrame:

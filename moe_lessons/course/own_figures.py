@@ -30,7 +30,7 @@ def keep(unit: str, keys: Sequence[str], values: Sequence[float], is_busy: bool 
 def measure_missing(*, busy_too: bool = False) -> None:
     """Measure those figures of the answer that the learner's progress lacks, as their lessons do: some seconds.
     busy_too: also those that were measured on a busy machine."""
-    width = width_over_size().width.iloc[-1]  # of the largest models
+    width = width_over_size().width[64]  # whose interval is closed
     keep("times", ["05.effective_width"], [width])
     keys = ["04.over_active", "04.over_good"]
     if lacking(*keys) or busy_too and busy_ones(*keys):

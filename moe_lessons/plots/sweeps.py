@@ -40,6 +40,17 @@ def width_rows(ours: pd.DataFrame, published: pd.DataFrame) -> Axes:
     return log_axis(ax, "x", [1, 2, 3, 4, 6, 8], say="{:g}×".format)
 
 
+def race_lines(race: pd.DataFrame) -> Axes:
+    """Draw the held-out losses of `race_by_clock`: for each model the mean and the range of the seeds."""
+    ax = axes_for(7.6, 3.4, "Held-out loss of six seeds, nats per byte", "seconds of training")
+    models = race.model.unique()
+    for model, ink in zip(models, model_inks(models)):
+        rows, color = race[race.model == model].groupby("seconds").loss, LIGHT.lines[ink]
+        ax.fill_between(rows.mean().index, rows.min(), rows.max(), color=color, alpha=0.2, lw=0)
+        ax.plot(rows.mean(), color=color, lw=1.8, label=model)
+    return name_over(log_axis(ax, "x", [5, 10, 20, 40, 80]))
+
+
 def seed_sweep(values, title: str, x_label: str, baseline: float, ax: Axes) -> Axes:
     """Draw the mean and all seeds at several settings: values: x above 0 -> (S,). Dashed: a baseline."""
     dress(ax, title, x_label)

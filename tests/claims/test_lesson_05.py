@@ -8,8 +8,8 @@ import pytest
 from everywhere import seeds
 from test_lesson_12 import known
 
-from moe_lessons.analysis import Machine, count_parameters, flops_per_token
-from moe_lessons.analysis.quality import SIZES, size_losses, width_over_size
+from moe_lessons.analysis import Machine, count_parameters, effective_width, flops_per_token
+from moe_lessons.analysis.quality import SIZES, lead_by_clock, race_by_clock, size_losses, width_over_size
 from moe_lessons.analysis.results import load_results
 from moe_lessons.analysis.roofline import sizes_of
 from moe_lessons.analysis.speedup import edges, shape_of, speedups
@@ -64,6 +64,19 @@ def test_over_the_same_steps_the_order_is_another():
         assert (large < moe).mean() > 0.6 and (moe < small).mean() > 0.6
 
 
+@pytest.mark.claim("its-lead-by-the-clock-grows")
+@pytest.mark.parametrize("slower", [1, 1.15])
+def test_its_lead_by_the_clock_grows(slower):
+    """Also where a step of the MoE, beside one of the others, takes longer than on the machine that trained them."""
+    race = race_by_clock()
+    race["seconds"] *= np.where(race.model == "MoE", slower, 1)
+    mean, half = lead_by_clock(race, (10, 70), "dense, 1×")
+    assert mean[0] < 0.02 and mean[1] > max(0.02, half[1] if slower == 1 else 0)
+    end = race[race.step == race.steps].pivot(index="seed", columns="model", values="loss")
+    at_end = effective_width({1: end["dense, 1×"], 2: end["dense, 2×"]}, end["MoE"])
+    assert at_end.width > 2 and 1.5 < at_end.low < 2  # over the same steps
+
+
 @pytest.mark.alone
 @pytest.mark.claim("a-step-of-the-largest-takes-longest")
 def test_a_step_of_the_largest_takes_longest():
@@ -82,9 +95,9 @@ def test_a_step_of_the_largest_takes_longest():
 @pytest.mark.claim("its-quality-lies-in-between")
 def test_its_quality_lies_in_between():
     """What is said of the six seeds together, and of single ones. Above the widest dense model the interval may be
-    open."""
+    open; of D = 256 only the mean lies in between."""
     for d_model, found in width_over_size().iterrows():
-        assert 1 < found.low < found.width < found.widest, d_model
+        assert 1 < found.width < found.widest and (d_model == 256 or found.low > 1), d_model
     assert width_over_size().high[64] < 8
     dense, moe = size_losses(64)
     own = matched_widths.answer(list(dense), np.transpose(list(dense.values())).tolist(), moe.tolist())

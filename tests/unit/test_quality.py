@@ -63,6 +63,19 @@ def test_the_width_over_the_size_of_the_stored_sweeps(tmp_path, monkeypatch):
     assert found.width.tolist() == near([2, 2**1.5, math.inf]) and found.said.iloc[2] == "above 8"
 
 
+def test_the_lead_by_the_clock_is_read_between_two_readings(tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(datafiles, "FOLDER", tmp_path)
+    kinds = {"MoE": (11.0, 1.0), "dense, 1×": (6.0, 3.0)}  # ms of a step, and nats at the end
+    rows = [{"model": name, "seed": seed, "step": [1000, 4000], "loss": [5, end - seed], "ms_per_step": ms + seed}
+            for name, (ms, end) in kinds.items() for seed in (0, 1, -1)]  # fmt: skip
+    (tmp_path / "results/race.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [{"steps": 4000}, *rows]))
+    race = quality.race_by_clock()
+    assert race[race.model == "MoE"].seconds.unique().tolist() == [10, 40]
+    mean, half = quality.lead_by_clock(race, [10, 20], "dense, 1×")
+    assert mean.tolist() == near([4 - 5, 3 - 3]) and half[0] == near(2.484 * 1 / 2, rel=1e-3)
+
+
 def test_published_pairs_are_of_equal_quality_by_their_own_words():
     pairs = quality.published_pairs()
     assert pairs.width["DeepSeekMoE 16B"] == near(183.5 / 74.4)  # TFLOP for 4K tokens, in their table
