@@ -168,15 +168,21 @@ def test_the_busiest_expert_need_not_be_the_most_needed(models):
 
 
 @pytest.mark.claim("alike-texts-touch-fewer")
-def test_alike_texts_touch_fewer(models):
+def test_alike_texts_touch_fewer_trained_or_not(models):
     text, _, domain = TASK.held_out(64)
-    for own in models:
-        mixed, *alone = (
-            distinct_experts(own[300].model, ids, (8,)).distinct.mean()
-            for ids in (text, *(text[domain == number] for number in range(4)))
-        )
-        assert abs(mixed - union_law(8, 2, 8)) < 0.5 and max(alone) < mixed
-        assert np.mean(alone) < mixed - 0.5 and alone[3] < mixed - 1.2
+    groups = (text, *(text[domain == number] for number in range(4)))
+
+    def loaded(model: LanguageModel) -> list[float]:  # mixed domains, then each one alone
+        return [distinct_experts(model, ids, (8,)).distinct.mean() for ids in groups]
+
+    before = np.mean([loaded(untrained(seed)) for seed in seeds(20)], axis=0)
+    assert abs(before[0] - 6.2) < 0.3 and np.abs(before[1:] - 5.45).max() < 0.3
+    each = np.array([loaded(own[300].model) for own in models])  # (seeds, 5)
+    mixed, alone = each[:, 0], each[:, 1:]
+    assert np.abs(mixed - union_law(8, 2, 8)).max() < 0.5 and (alone.max(axis=1) < mixed).all()
+    assert (alone.mean(axis=1) < mixed - 0.5).all() and (alone[:, 3] < mixed - 1.2).all()
+    wider = (mixed - alone.T).mean(axis=1) - (before[0] - before[1:])  # of each domain
+    assert wider[3] > 0.6 and wider[:3].max() < 0.4
 
 
 def shares_of(table: pd.DataFrame) -> pd.DataFrame:
