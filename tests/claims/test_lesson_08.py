@@ -287,7 +287,7 @@ def dead_on_text(run: Run) -> int:
 
 @cache
 def on_text(seed: int) -> dict[str, Run]:
-    """Train 40 steps of collapse with each kind of scores, and 40 more of each with a balancing method."""
+    """Train 40 steps of collapse with each kind of scores, and 40 more of each with and without a balancing method."""
     text, runs = TextTask(), {}
     for router, knobs in {
         "top-k": {
@@ -296,7 +296,7 @@ def on_text(seed: int) -> dict[str, Run]:
             "auxiliary loss": {"router_aux_loss_coef": 0.1},
             "too much": {"router_aux_loss_coef": 1.0},
         },
-        "sigmoid": {"bias update": {"expert_bias_rate": 0.01}},
+        "sigmoid": {"sigmoid alone": {}, "bias update": {"expert_bias_rate": 0.01}},
     }.items():
         runs[router] = on(language_run(text, router, seed), 40)
         for name, values in knobs.items():
@@ -319,6 +319,7 @@ def test_a_language_model_collapses_and_is_cured_alike(seed):
     assert min(dead["nothing"], dead["noise"]) > 32 / 3
     for name in ("auxiliary loss", "bias update", "too much"):  # most are back
         assert dead[name] < dead["nothing"] / 2, name
+    assert dead["bias update"] < dead["sigmoid alone"] / 2 and dead["sigmoid alone"] > 32 / 4
     losses = {name: run.evaluate(48)["loss"] for name, run in runs.items()}  # on held-out text
     assert -0.05 < losses["auxiliary loss"] - losses["nothing"] < 0.35  # seeds 0 to 2: .08, .14, .22
     assert losses["too much"] > losses["auxiliary loss"] + 0.03
