@@ -145,12 +145,14 @@ def test_no_single_gradient_is_needed(cases):
     assert dead["router only", "own tokens"] > 2.6 and dead["router only", "both terms"] > 2.9
     for learns in ("all", "router only"):
         assert dead[learns, "others only"] > dead[learns, "both terms"] - 0.4
-    noisy = SeedBand(COLLAPSE, seeds(40))
+    plain, noisy = SeedBand(COLLAPSE, seeds(40)), SeedBand(COLLAPSE, seeds(40))
+    cut_gradient(plain.model, "own tokens")
     for router in noisy.model.block.router.routers:
         router.register_forward_hook(give_others_random_signs)
     torch.manual_seed(seeds(1)[0])
-    found = dead_at(run_of(noisy, 300), 300).sum(axis=1).mean()
-    assert dead["all", "own tokens"] < found < dead["all", "both terms"]
+    counts = [dead_at(run_of(each, 300), 300).sum(axis=1) for each in (noisy, plain)]
+    more = counts[0] - counts[1]  # of each seed
+    assert more.std(ddof=1) / 40**0.5 < more.mean() < 1.2 and counts[0].mean() < dead["all", "both terms"]
 
 
 @pytest.mark.claim("no-token-no-gradient")
@@ -189,6 +191,10 @@ def test_the_first_gradient_tells_who_dies_and_the_load_hardly_does(cases):
             dies = dead_at(cases[learns, "both terms"], step)
             told, told_by_load = lower(raises, dies), lower(load, dies)
             assert told > 0.72 and told > told_by_load + 0.1 and told_by_load < 0.7
+    random = replace(COLLAPSE, router_start="random")  # its load is not uniform
+    dies = dead_at(run_of(SeedBand(random, seeds(20)), 300), 300)
+    raises, load = runs_of(random)
+    assert lower(load, dies) > max(0.7, lower(raises, dies) - 0.05)
     slower = replace(COLLAPSE, lr=0.003)
     dies = dead_at(run_of(SeedBand(slower, seeds(20)), 300), 300)
     raises, load = runs_of(slower)
@@ -247,7 +253,7 @@ def test_collapse_in_a_language_model():
     for step in (1000, 4000):
         cost, gain = (loss[step][name] - loss[step]["MoE"] for name in ("no auxiliary loss", "dense, 1×"))
         assert cost.mean() == pytest.approx(0.02, abs=0.005)
-    assert -0.005 < cost.min() < 0.005 < cost.max() < 0.05
+    assert cost.round(3).min() == -0.003 and cost.round(3).max() == 0.045
     assert 0.2 < cost.mean() / gain.mean() < 0.3
 
 
