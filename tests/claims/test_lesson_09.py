@@ -135,11 +135,13 @@ def test_the_busiest_device_and_the_drops():
     for name, options, knobs in (
         ("nothing", {}, ()),
         ("auxiliary loss", {}, AUXILIARY),
+        ("sigmoid alone", {"router": "sigmoid"}, ()),
         ("bias update", {"router": "sigmoid"}, (("expert_bias_rate", 0.01),)),
     ):
         read = [read_at_once(on_sentences(seed, knobs=knobs, **options))[1] for seed in seeds(3)]
         waits[name] = np.mean([balance_by_layer(routings).max_over_mean.mean() for routings in read])
         in_steps[name] = np.mean([busiest_in_a_step(routing) for routings in read for routing in routings])
+    assert waits["sigmoid alone"] > 0.85 * waits["nothing"]
     for name in ("auxiliary loss", "bias update"):
         left, in_a_step = ((wait[name] - 1) / (wait["nothing"] - 1) for wait in (waits, in_steps))
         assert left < 0.5 and left < in_a_step - 0.04 < 1, (waits, in_steps)
