@@ -45,20 +45,24 @@ def race_lines(race: pd.DataFrame) -> Axes:
     ax = axes_for(7.6, 3.4, "Held-out loss of six seeds, nats per byte", "seconds of training")
     models = race.model.unique()
     for model, ink in zip(models, model_inks(models)):
-        rows, color = race[race.model == model].groupby("seconds").loss, LIGHT.lines[ink]
-        ax.fill_between(rows.mean().index, rows.min(), rows.max(), color=color, alpha=0.2, lw=0)
-        ax.plot(rows.mean(), color=color, lw=1.8, label=model)
+        rows = race[race.model == model].pivot(index="seconds", columns="seed", values="loss")
+        _seed_band(ax, rows.index, rows, "-", model, ink)
     return name_over(log_axis(ax, "x", [5, 10, 20, 40, 80]))
 
 
 def seed_sweep(values, title: str, x_label: str, baseline: float, ax: Axes) -> Axes:
     """Draw the mean and all seeds at several settings: values: x above 0 -> (S,). Dashed: a baseline."""
     dress(ax, title, x_label)
-    seeds, color = np.array([*values.values()]), LIGHT.lines[0]  # (settings, S)
-    ax.fill_between([*values], seeds.min(axis=1), seeds.max(axis=1), color=color, alpha=0.2, lw=0)
-    ax.plot([*values], seeds.mean(axis=1), "o-", color=color, lw=1.8, ms=5, label="mean, and all seeds")
+    _seed_band(ax, [*values], [*values.values()], "o-", "mean, and all seeds")
     ax.axhline(baseline, ls="--", lw=1.2, color=LIGHT.foreground, label="without")
     return name_over(log_axis(ax, "x", list(values), grid="both"))
+
+
+def _seed_band(ax: Axes, x, seeds, line: str, label: str, ink: int = 0) -> None:
+    """Draw the mean of the seeds, (places, S), over x in a band of their range."""
+    seeds, color = np.asarray(seeds), LIGHT.lines[ink]
+    ax.fill_between(x, seeds.min(axis=1), seeds.max(axis=1), color=color, alpha=0.2, lw=0)
+    ax.plot(x, seeds.mean(axis=1), line, color=color, lw=1.8, ms=5, label=label)
 
 
 MEASURES = {"dead": ("Dead experts of 8", 1), "max_over_mean": ("Busiest / mean", 1), "accuracy": ("Accuracy, %", 100)}
