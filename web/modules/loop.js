@@ -119,7 +119,8 @@ const turn = () =>
 
 // A panel whose arrays are as before is not drawn anew.
 const isSame = (before, now) =>
-  before && String(before[1]) === String(now[1]) && now[2].every((value, i) => value === before[2][i]);
+  before?.[2] === now[2] || // a map that was read once
+  (before && String(before[1]) === String(now[1]) && now[2].every((value, i) => value === before[2][i]));
 
 /** Show what trains. */
 async function sendPicture() {
