@@ -115,6 +115,26 @@ def test_renormalised_top_1_teaches_nothing(seed):
     assert (probability.router.weight.grad.abs().amax(dim=1) > 1e-6).all()  # each row, through the sum in the softmax
 
 
+@pytest.mark.claim("choices-move-under-a-fixed-router")
+@pytest.mark.parametrize("top_k, is_frozen", [(1, False), (2, True)])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_choices_move_under_a_fixed_router(seed, top_k, is_frozen):
+    """With K = 1 and with the frozen router: the first choices of 1,000 points before training, and after 300 steps."""
+    model, task = plane_model(replace(SETTING, top_k=top_k), seed, block_of_the_lesson())
+    router = model.block.router.requires_grad_(not is_frozen)
+    run, start = Run(model, task, lr=SETTING.lr, seed=seed), router.weight.detach().clone()
+    x, _ = task.batch(1000, torch.Generator().manual_seed(seed))
+
+    def first_choices() -> torch.Tensor:
+        return router(model.embed(x * model.input_scale)).argmax(dim=1)
+
+    before = first_choices()
+    for _ in range(300):
+        run.step()
+    assert torch.equal(router.weight, start)
+    assert (before != first_choices()).float().mean() > 0.01  # measured, of 24 seeds: .05 to .69
+
+
 @cache
 def trained(seed: int) -> list[tuple[float, ...]]:
     """Measure the lesson's block after 300, 600 and 1,200 steps: the accuracy on 1,000 new points, and with another

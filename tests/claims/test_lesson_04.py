@@ -123,7 +123,8 @@ def test_random_tokens_follow_the_union_law(seed):
     with seeded(seed):
         moe = LanguageModel(TransformerConfig(num_experts=16, top_k=2, **sizes))
         counted = distinct_experts(moe, torch.randint(256, (64, 16)), seed=seed).groupby("batch").mean()
-    assert (counted.distinct / counted.union_law - 1).abs().max() < 0.08
+    over = counted.distinct / counted.union_law - 1
+    assert -0.08 < over.min() and over.max() < 0.02  # measured, of 24 seeds: -.056 to .009
     assert counted.distinct[1] == 2 and 9 < counted.distinct[8] < 11 and counted.distinct[64] > 15.5
 
 

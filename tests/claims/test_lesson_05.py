@@ -70,8 +70,10 @@ def test_its_lead_by_the_clock_grows(slower):
     """Also where a step of the MoE, beside one of the others, takes longer than on the machine that trained them."""
     race = race_by_clock()
     race["seconds"] *= np.where(race.model == "MoE", slower, 1)
-    mean, half = lead_by_clock(race, (10, 70), "dense, 1×")
-    assert mean[0] < 0.02 and mean[1] > max(0.02, half[1] if slower == 1 else 0)
+    mean, half = lead_by_clock(race, (10, 20, 70), "dense, 1×")
+    assert mean[0] < 0.02 and mean[1] < half[1] and mean[2] > max(0.02, half[2] if slower == 1 else 0)
+    mean, half = lead_by_clock(race, (10, 20, 40, 70), "dense, 2×")
+    assert (mean < half).all()  # no lead is clear
     end = race[race.step == race.steps].pivot(index="seed", columns="model", values="loss")
     at_end = effective_width({1: end["dense, 1×"], 2: end["dense, 2×"]}, end["MoE"])
     assert at_end.width > 2 and 1.5 < at_end.low < 2  # over the same steps
@@ -99,6 +101,7 @@ def test_its_quality_lies_in_between():
     for d_model, found in width_over_size().iterrows():
         assert 1 < found.width < found.widest and (d_model == 256 or found.low > 1), d_model
     assert width_over_size().high[64] < 8
+    assert width_over_size().low.max() < width_over_size().high.min()  # the intervals overlap
     dense, moe = size_losses(64)
     own = matched_widths.answer(list(dense), np.transpose(list(dense.values())).tolist(), moe.tolist())
     assert len(own) == 6 and max(own) > 4 * min(own)
