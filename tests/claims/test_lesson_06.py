@@ -162,8 +162,8 @@ def test_the_busiest_expert_need_not_be_the_most_needed(models):
             agree.extend(rises.idxmax(axis=1) == shares.idxmax(axis=1))
             idle.append(shares.where(rises < 0.005).max(axis=None))
             of_layer.setdefault(layer, []).append(rises.mean(axis=None))
-        assert max(idle) > 0.15
-        assert of_layer[0][-1] > 5 * max(of_layer[1][-1], of_layer[2][-1])
+        assert max(idle[1:]) > 0.15
+        assert of_layer[0][-1] > 4 * max(of_layer[1][-1], of_layer[2][-1])
     assert 0.17 < np.mean(agree) < 0.55
 
 
