@@ -23,6 +23,7 @@ from moe_lessons.analysis.collapse import (
 )
 from moe_lessons.analysis.results import dead_over_steps, last_of, load_collapse_map, load_results
 from moe_lessons.nn import Routing, TopKRouter, seeded
+from moe_lessons.tasks import PlaneTask
 from moe_lessons.training import PRESETS, Run, SeedBand, train
 
 COLLAPSE = PRESETS["collapse"]
@@ -111,9 +112,17 @@ def test_imbalance_costs_time(band):
         assert 2.1 < busiest[end - 20 : end].mean() < 3
 
 
+class NextClass(PlaneTask):
+    """The task with wrong labels: each class is taken for the next one."""
+
+    def batch(self, num_points: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        x, y = super().batch(num_points, generator)
+        return x, (y + 1) % 8
+
+
 @pytest.mark.claim("practice-wins")
 def test_practice_wins():
-    died, without, after = [], [], []
+    died, without, after, after_wrong = [], [], [], []
     for seed in seeds(5):
         plain = loads(trained(200, seed))[-20:].mean(axis=0)
         died.extend(plain < 0.01)
@@ -123,6 +132,13 @@ def test_practice_wins():
             train(run, 200)
             without.append(plain[expert])
             after.append(loads(run)[-20:, expert].mean())
+            run = watched_run(COLLAPSE, seed)
+            task, run.task = run.task, NextClass(run.task.name, run.task.seed)
+            practise(run, expert)
+            run.task = task
+            train(run, 200)
+            after_wrong.append(loads(run)[-20:, expert].mean())
+    assert mean(after_wrong) < 1.2 * mean(without) and mean(after) > 1.5 * mean(after_wrong)
     assert 1.5 * mean(without) < mean(after) < 2.6 * mean(without)
     assert np.mean(died) > 1 / 3 and (np.array(after) < 0.01).mean() < 0.2
 
