@@ -71,6 +71,8 @@ def test_in_order_of_tokens_a_fixed_capacity_is_causal(top_k):
         layer = OutputOnly(moe, in_order_of_tokens)
         assert not torch.allclose(layer(x), moe(x)[0], atol=1e-5)  # some were dropped
         assert not my_leaks_future(layer, x)
+        first, second = layer(torch.cat([x.flip(0), x])).split(13)  # two texts of a batch, one after the other
+        assert torch.allclose(first, layer(x.flip(0)), atol=1e-5) and not torch.allclose(second, layer(x), atol=1e-5)
 
 
 TEXT = TextTask("english")
