@@ -54,6 +54,9 @@ def test_four_bits_lower_the_upper_edge():
     in_4_bits = COSTS.weights == "4-bit"
     median = COSTS[~in_4_bits].groupby(COSTS.day.dt.year).upper.median()
     assert median.loc[[2024, 2025, 2026]].round().tolist() == [550, 1649, 1649]
+    in_2024 = COSTS[COSTS.day.dt.year == 2024]
+    assert (in_2024.upper.count(), len(in_2024), in_4_bits[in_2024.index].sum()) == (11, 15, 0)
+    assert COSTS.upper[COSTS.day.dt.year > 2024].notna().all()
     per_sparsity = COSTS.upper / COSTS.sparsity
     in_fp8 = MODELS.set_index("name").other_weights == "fp8"  # computed
     for own, share in ((in_4_bits & ~in_fp8, 0.27), (in_4_bits & in_fp8, 0.54)):
