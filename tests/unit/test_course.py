@@ -173,6 +173,10 @@ def test_the_answer_has_the_learners_own_figures(length, measured):
     assert {file for file in re.findall(r"\]\((\w+\.ipynb)\)", answer)} <= files
 
 
+def test_the_answer_of_a_minute_is_said_in_one():
+    assert len(SOURCE.sub("", ANSWERS["one minute"]).split()) <= 150  # as one speaks
+
+
 def test_a_missing_figure_and_one_that_is_no_number_is_named(measured):
     rows = figures().splitlines()
     progress.record("figures", "12.over_matched", value="fast")
