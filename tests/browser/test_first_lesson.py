@@ -28,10 +28,12 @@ def test_after_run_all_the_first_view_is_seen_training_and_nothing_answers_a_pre
     count = views.count()
     expect(note).to_be_hidden()
     page.locator(".moe-question", has_text="After 200 steps").get_by_role("radio").nth(1).check()
-    expect(page.get_by_text("You predicted: fewer, and the accuracy falls by more than 5 points.")).to_have_count(1)
+    said = page.get_by_text("You predicted: fewer, and the accuracy falls by more than 5 points.")
+    expect(said).to_have_count(2)  # at the question, and with the result
     expect(note).to_be_visible()
     expect(views).to_have_count(count + 1)
     view_of(page, count).wait_step(200)
+    expect(page.get_by_text("Error displaying widget")).to_have_count(0)  # as of a bar that is gone
     assert lesson.wrong() == []
 
 

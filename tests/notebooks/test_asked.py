@@ -78,6 +78,20 @@ def test_nothing_answers_a_prediction_before_it_is_answered(number):
     assert found == NUMBERS[number]
 
 
+BARS = {"train", "bar", "decode_speed", "measure_speedups"}
+
+
+@pytest.mark.parametrize("number", LESSONS)
+def test_no_bar_is_shown_where_what_is_shown_waits(number):
+    """There nobody would see it, and its end would not be noticed."""
+    sources = [cell.source for cell in cells(number) if cell.cell_type == "code" and "%" not in cell.source[:1]]
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    called = lambda tree: {ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}  # noqa: E731
+    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef) and called(node) & BARS}
+    folded = [node for node in nodes if isinstance(node, ast.With) and ".reveal()" in ast.unparse(node.items[0])]
+    assert not [ast.unparse(node) for node in folded if called(node) & (BARS | own)]
+
+
 def test_no_key_is_used_twice_and_each_figure_that_is_kept_has_a_sentence():
     keys = [key for number in LESSONS for _, key in predictions(number)]
     kept = [key for number in LESSONS for key in figures(number)]
