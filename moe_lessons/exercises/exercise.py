@@ -87,6 +87,7 @@ class Exercise:
     then: Callable[..., None] = lambda *_: None  # gets a right result and its arguments; raises Problem
     try_case: Callable[..., str | None] | None = None  # in the place of `compare`
     hints_seen: int = 0
+    solution_taken: bool = False  # in the place of the learner's
 
     @property
     def answer_name(self) -> str:
@@ -98,17 +99,21 @@ class Exercise:
         return f"{self.lesson}.{self.name}"
 
     def check(self, answer: Any = None) -> Check:
-        """Try `answer` and say what differs. Never raises, but where the user interrupts."""
+        """Try `answer` and say what differs. Never raises."""
         status, message = self._try(answer)
         solved = {"status": "right"} if status == "right" else {}  # once solved, always solved
         if status != "not attempted":
             progress.record("exercises", self.key, last=status, **solved)
-        stuck = "" if solved else f" Stuck? {self.name}.hint()"
-        return Check(status, shorten(message, 600, placeholder=" …") + stuck, self)
+        has_button = in_notebook() and not static_mode()
+        more = "" if solved or has_button else f" Stuck? {self.name}.hint()"
+        if solved and self.solution_taken:
+            more = f" Run the cell with {self.name}.take again, and those below it: they then use yours."
+        return Check(status, shorten(message, 600, placeholder=" …") + more, self)
 
     def take(self, answer: Any = None) -> Callable:
         """Give `answer` where it is right, and the solution where it is not yet; print which."""
         is_own = self._try(answer)[0] == "right"
+        self.solution_taken = not is_own
         print(f"{self.answer_name}: {'yours' if is_own else 'the solution, until yours passes its check'}")
         return answer if is_own else self.answer
 
@@ -143,7 +148,7 @@ class Exercise:
                 except Problem as problem:
                     return problem.status, str(problem) or nothing
                 except KeyboardInterrupt:
-                    raise
+                    return "raised", "You interrupted it."
                 except BaseException as error:
                     return "wrong", f"Your answer cannot be read: {type(error).__name__}: {error}"
         return "right", said or f"All {len(cases)} cases agree."

@@ -50,6 +50,9 @@ def test_the_solution_is_right_and_taken_and_leaves_no_trace(exercise, capsys):
     assert capsys.readouterr().out == f"{exercise.answer_name}: yours\n"
     assert exercise.take(lambda *arguments: None) is exercise.take() is exercise.answer
     assert "the solution, until yours passes its check" in capsys.readouterr().out
+    again = f"Run the cell with {exercise.name}.take again"
+    assert again in exercise.check(own).message and exercise.take(own) is own
+    assert again not in exercise.check(own).message
 
 
 STRANGE = (
@@ -74,8 +77,8 @@ def test_an_unruly_answer_gets_one_sentence(exercise):
         check = exercise.check(answer)
         assert check.status in ("wrong", "raised") and "\n" not in repr(check) and len(repr(check)) < 800, check
     assert "in the line 'answers += [" in exercise.check(answers[-5]).message.lower()
-    with pytest.raises(KeyboardInterrupt):  # a user's
-        exercise.check(lambda *_: ends(KeyboardInterrupt))
+    check = exercise.check(lambda *_: ends(KeyboardInterrupt))  # a user's, of code without end
+    assert (check.status, check.message.split(" Stuck")[0]) == ("raised", "You interrupted it.")
 
 
 def test_the_solution_can_be_pasted_and_once_solved_is_always_solved(exercise, own_progress):
@@ -123,11 +126,13 @@ def test_what_agrees_and_what_does_not_also_part_by_part():
 
 
 def test_in_a_notebook_a_result_has_buttons_and_on_a_static_page_its_words(monkeypatch):
-    exercise = exercises.choice
+    exercise, has_call = exercises.choice, f"{exercises.choice.name}.hint()"
+    assert has_call in repr(exercise.check())
     check = exercise.check(lambda *sizes: ["<b>"])
     assert "✘" in check._repr_html_() and "<b>," not in check._repr_html_() and check._repr_mimebundle_() == {}
     monkeypatch.setattr(limits, "in_notebook", lambda: True)
     monkeypatch.delenv("MOE_LESSONS_STATIC", raising=False)
+    assert has_call not in repr(exercise.check())  # there are buttons
     data, made = check._repr_mimebundle_(), []
     view = _instances[data["application/vnd.jupyter.widget-view+json"]["model_id"]]
     (words, bar, below, _), exercise.hints_seen = view.children, 0
