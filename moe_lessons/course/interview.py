@@ -125,7 +125,7 @@ class Interview(Sheet):
         self.title, self.note = W.HTML(), W.HTML()
         hint = "Your answer, in two or three sentences. Where you do not know, a ? will do."
         self.answer = W.Textarea(placeholder=hint, layout={"width": "auto", "height": "9em"})
-        self.show = W.Button(description="Show our answer", button_style="primary")
+        self.show = W.Button(description="Show our answer")
         self.back, self.next = W.Button(description="Back"), W.Button(description="Next question")
         self.ours = W.VBox(layout={"flex": "1 1 300px", "padding": "0 0 0 12px"})
         left = [self.answer, W.HBox([self.show, self.back, self.next]), self.note]
@@ -133,7 +133,7 @@ class Interview(Sheet):
         super().__init__([self.title, W.HBox(parts, layout={"flex_flow": "row wrap"}), Keeper()])
         self.add_class("moe-view").add_class("moe-interview")
         self.answer.observe(lambda _: self._keep(), "value")
-        self.show.on_click(lambda _: self._reveal())
+        self.show.on_click(lambda _: self.ticks or self._reveal())
         self.back.on_click(lambda _: self.go(self.place - 1))
         self.next.on_click(lambda _: self.go(self.place + 1))
         self.go(0)
@@ -161,7 +161,8 @@ class Interview(Sheet):
             tick = W.Checkbox(value=bool(is_said), description=words, indent=False, layout={"width": "auto"})
             tick.add_class("moe-point").observe(lambda _: self._keep(), "value")
             self.ticks.append(tick)
-        links = "; ".join(" ".join(link_to(*found) for found in SOURCE.findall(point)) for point in now.points)
+        lessons = dict.fromkeys(lesson for point in now.points for lesson, _ in SOURCE.findall(point))
+        links = "; ".join(link_to(lesson, None) for lesson in lessons)
         where = W.Output()
         where.append_display_data(Markdown(f"Lessons: {links}\n\n**And then?**\n\n{now.later}"))
         self.ours.children = [W.HTML("<b>Ours.</b> Tick what you said."), *self.ticks, where]
@@ -169,6 +170,7 @@ class Interview(Sheet):
 
     def _keep(self) -> None:
         self.show.disabled = not self.answer.value.strip()
+        self.show.button_style, self.next.button_style = ("", "primary") if self.ticks else ("primary", "")
         key = f"12.{self.questions[self.place].key}"
         now = {"answer": self.answer.value}
         now |= {"said": [tick.value for tick in self.ticks]} if self.ticks else {}

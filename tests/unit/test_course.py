@@ -232,7 +232,14 @@ def test_what_is_only_written_is_kept_too_and_trouble_with_the_file_is_said(meas
     interview.next.click()
     assert len(progress.read()["quiz"]) == 1  # nothing is kept of what was only looked at
     interview.back.click()
+    assert (interview.show.button_style, interview.next.button_style) == ("primary", "")
     interview.show.click()
+    assert (interview.show.button_style, interview.next.button_style) == ("", "primary")
+    lessons = interview.ours.children[-1].outputs[0]["data"]["text/markdown"].split("\n")[0].split(": ")[1].split("; ")
+    assert len(set(lessons)) == len(lessons)
+    ticks = interview.ticks
+    interview.show.click()
+    assert interview.ticks is ticks  # what is ticked stays
     interview.answer.value = "A better one"
     again = Interview()
     assert again.answer.value == "A better one" and set(again.ticks) < set(again.ours.children)
