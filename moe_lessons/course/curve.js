@@ -4,6 +4,7 @@
 import { make, set } from "../widgets/canvas/elements.js";
 import { keep, keepWords } from "../widgets/canvas/keep.js";
 import { clamp } from "../widgets/canvas/numbers.js";
+import { keepKey, showVerdict } from "./verdict.js";
 
 /** @typedef {import("../widgets/canvas/keep.js").Model} Model  As question.py has it. */
 
@@ -14,7 +15,7 @@ import { clamp } from "../widgets/canvas/numbers.js";
  * @property {(number | null)[]} heights at each place a part of the y axis; null: not drawn
  * @property {number} cursor the place of the keyboard
  * @property {?[number, number]} from where the pointer was: a place, a height
- * @property {number} timer until the kernel is told
+ * @property {boolean} isDraft whether the answer is another one, or none
  * @property {Record<string, SVGElement | HTMLElement>} parts of the picture
  */
 
@@ -22,10 +23,10 @@ const WIDTH = 600;
 const HEIGHT = 290;
 const BOX = { left: 66, right: 586, top: 26, bottom: 240 };
 const SVG = "http://www.w3.org/2000/svg";
-const HEARD = ["answer", "measured", "note"]; // what of the model may change
-const REST = 300; // milliseconds after which the hand rests
+const HEARD = ["measured", "note", "verdict"]; // what of the model may change, beside the answer
 const STEPS = { ArrowUp: 0.025, ArrowDown: -0.025, PageUp: 0.1, PageDown: -0.1 };
-const HINT = "Draw with the mouse or a finger. By keyboard: ← → choose the place, ↑ ↓ the height.";
+const HINT =
+  "Draw with the mouse or a finger. By keyboard: ← → choose the place, ↑ ↓ the height. Then press Done.";
 
 export default { initialize: keep, render };
 
@@ -42,7 +43,7 @@ function render({ model, el }) {
     heights: places.map(() => null),
     cursor: 0,
     from: null,
-    timer: 0,
+    isDraft: false,
     parts: {},
   };
   const picture = newPicture(sketch);
@@ -58,11 +59,16 @@ function render({ model, el }) {
     if (picture.hasPointerCapture(event.pointerId)) extend(sketch, event);
   });
   picture.addEventListener("keydown", (event) => keyPressed(sketch, event));
-  const takeModel = () => take(sketch);
-  for (const name of HEARD) model.on(`change:${name}`, takeModel);
-  takeModel();
+  const takeAnswer = () => take(sketch);
+  const show = () => redraw(sketch);
+  model.on("change:answer", takeAnswer);
+  for (const name of HEARD) model.on(`change:${name}`, show);
+  takeAnswer();
   keepWords({ model, el });
-  return () => HEARD.forEach((name) => model.off(`change:${name}`, takeModel));
+  return () => {
+    model.off("change:answer", takeAnswer);
+    HEARD.forEach((name) => model.off(`change:${name}`, show));
+  };
 }
 
 // --- the picture ---
@@ -141,15 +147,19 @@ function newGiven(model) {
 function newQuestion(sketch, picture) {
   const { model, parts } = sketch;
   const title = make("div", "moe-words", make("b", "", model.get("kind")), ` ${model.get("text")}`);
+  const done = set(make("button", "moe-done", "Done"), { type: "button" });
+  done.addEventListener("click", () => giveAnswer(sketch));
   const clear = set(make("button", "", "Clear"), { type: "button" });
   clear.addEventListener("click", () => {
     sketch.heights = sketch.places.map(() => null);
-    redraw(sketch);
+    changed(sketch);
   });
   parts.why = set(make("p", "moe-why"), { role: "status" });
   parts.note = set(make("p", "moe-note"), { role: "status" });
-  const below = make("div", "", clear, " ", make("small", "", HINT));
-  return make("div", "moe-question", title, picture, below, parts.why, parts.note);
+  const below = make("div", "", done, " ", clear, " ", make("small", "", HINT));
+  const question = make("div", "moe-question", title, picture, below, parts.why, parts.note);
+  question.addEventListener("keydown", keepKey);
+  return question;
 }
 
 function redraw(sketch) {
@@ -166,7 +176,11 @@ function redraw(sketch) {
   parts.key.style.display = measured.length ? "" : "none";
   set(parts.dot, { cx: across(cursor / last), cy: down(heightAt(sketch)) });
   set(parts.picture, { "aria-valuenow": value, "aria-valuetext": text });
-  parts.why.textContent = points.length ? "" : "Nothing is drawn yet.";
+  parts.note.textContent = model.get("note");
+  delete parts.why.dataset.right;
+  parts.why.textContent = ["Nothing is drawn yet.", "One point is no curve yet."][points.length] ?? "";
+  if (points.length > 1 && sketch.isDraft) parts.why.textContent = "Press Done when this is your prediction.";
+  else if (points.length > 1) showVerdict(model, parts.why);
 }
 
 // --- drawing ---
@@ -214,28 +228,29 @@ function heightAt({ heights, cursor }) {
   return near.length ? near.sort(([one], [other]) => one - other)[0][1] : 0.5;
 }
 
-// Tell the kernel, once the hand rests.
 function changed(sketch) {
+  sketch.isDraft = true;
   redraw(sketch);
-  clearTimeout(sketch.timer);
-  sketch.timer = setTimeout(() => giveAnswer(sketch), REST);
 }
 
-function giveAnswer({ model, places, heights }) {
+function giveAnswer(sketch) {
+  const { model, places, heights } = sketch;
   const [, low, high] = model.get("y");
   const value = (part) => clamp(+(low + part * (high - low)).toPrecision(5), low, high);
   const answer = heights.flatMap((part, i) => (part === null ? [] : [[places[i], value(part)]]));
   if (answer.length < 2) return;
   model.set("answer", answer);
   model.save_changes();
+  sketch.isDraft = false;
+  redraw(sketch); // also where it is the same again
 }
 
 // Take what the kernel has.
 function take(sketch) {
-  const { model, places, parts } = sketch;
+  const { model, places } = sketch;
   const [, low, high] = model.get("y");
   const given = new Map(model.get("answer") ?? []);
   sketch.heights = places.map((x) => (given.has(x) ? (given.get(x) - low) / (high - low) : null));
-  parts.note.textContent = model.get("note");
+  sketch.isDraft = false;
   redraw(sketch);
 }

@@ -3,10 +3,11 @@
 
 import { make, set } from "../widgets/canvas/elements.js";
 import { keep, keepWords } from "../widgets/canvas/keep.js";
+import { keepKey, showVerdict } from "./verdict.js";
 
 /** @typedef {import("../widgets/canvas/keep.js").Model} Model  As question.py has it. */
 
-const HEARD = ["answer", "note"]; // what of the model may change
+const HEARD = ["answer", "note", "verdict"]; // what of the model may change
 
 export default { initialize: keep, render };
 
@@ -26,11 +27,14 @@ function render({ model, el }) {
   const why = set(make("p", "moe-why"), { role: "status" });
   const note = set(make("p", "moe-note"), { role: "status" });
   const ask = model.get("choices").length ? askChoice : askNumber;
-  const [fields, showAnswer] = ask(model, why);
+  const [fields, showAnswer] = ask(model, why, () => show());
   const group = make("fieldset", "moe-question", words, ...fields, why, note);
   const show = () => {
     note.textContent = model.get("note");
+    why.replaceChildren();
+    delete why.dataset.right;
     showAnswer(model.get("answer"));
+    showVerdict(model, why);
   };
   group.addEventListener("keydown", keepKey);
   el.replaceChildren(group);
@@ -38,11 +42,6 @@ function render({ model, el }) {
   show();
   keepWords({ model, el });
   return () => HEARD.forEach((name) => model.off(`change:${name}`, show));
-}
-
-// Else the notebook would move to another cell.
-function keepKey(event) {
-  if (!(event.ctrlKey || event.metaKey || event.shiftKey || event.key === "Escape")) event.stopPropagation();
 }
 
 function giveAnswer(model, value) {
@@ -73,28 +72,30 @@ function askChoice(model, why) {
 }
 
 // The field of a number, and what shows the one that was given.
-function askNumber(model, why) {
+function askNumber(model, why, showAll) {
   const [low, high] = model.get("limits");
   const unit = model.get("unit");
   const allowed = `from ${digits(low)} to ${digits(high)}`;
   const label = `Your number, ${allowed} ${unit}`;
   const input = set(make("input"), { type: "text", inputmode: "decimal", "aria-label": label, size: 12 });
-  const confirm = (value) => (why.textContent = `Your prediction: ${digits(value)} ${unit}`);
   const take = () => {
     const value = readNumber(input.value, unit);
     const isIn = value >= low && value <= high; // not so where it is no number
     input.setAttribute("aria-invalid", !isIn);
     if (isIn) {
       giveAnswer(model, value);
-      confirm(value);
-    } else why.textContent = `A number ${allowed}, please, such as 12.5`;
+      showAll(); // also where it is the same again
+    } else {
+      delete why.dataset.right;
+      why.textContent = `A number ${allowed}, please.`;
+    }
   };
   input.addEventListener("change", take);
   input.addEventListener("keydown", ({ key }) => key === "Enter" && take()); // an empty field has no change
   const show = (given) => {
     if (given === null) return;
     input.value = String(given);
-    confirm(given);
+    why.textContent = `Your prediction: ${digits(given)} ${unit}`;
   };
   const hint = make("small", "", `a number ${allowed}, then Enter`);
   return [[make("div", "", input, ` ${unit} `, hint)], show];

@@ -21,6 +21,7 @@ from moe_lessons.support.modules import join_modules
 from moe_lessons.support.static import in_notebook, static_mode
 
 HERE = Path(__file__).parent
+RATIOS = "×", "times"  # units
 PLACES = 41  # along the x axis of a curve, at which it has a value
 
 
@@ -53,6 +54,8 @@ class Question(anywidget.AnyWidget):
     answer = T.Any(None).tag(sync=True)
     skipped = T.Bool(False)  # in this session
     note = T.Unicode().tag(sync=True)  # what is wrong with the learner's progress file
+    verdict = T.List().tag(sync=True)  # an answer, and what is said of it; empty until something happened
+    judged: Callable[[], str] | None = None  # says so of the answer of now
 
     def __init__(self, text: str, key: str | None, **traits: Any):
         super().__init__(text=text, **traits)
@@ -60,7 +63,7 @@ class Question(anywidget.AnyWidget):
         self.add_class("moe-view")
         with suppress(T.TraitError):  # what is no longer offered counts as not answered
             self.answer = self.entry().get(self.kept_as)
-        self.observe(lambda change: change["new"] is None or self.keep(), "answer")
+        self.observe(lambda change: self._answered(), "answer")
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -75,6 +78,14 @@ class Question(anywidget.AnyWidget):
         if answer not in self.options:
             raise T.TraitError(f"answer must be one of {', '.join(map(repr, self.options))}, got {answer!r}")
         return answer
+
+    def _answered(self) -> None:
+        if self.answer is not None:
+            self.keep()
+        self.judge()
+
+    def judge(self) -> None:
+        self.verdict = [self.answer, self.judged()] if self.judged and self.answer is not None else []
 
     def entry(self) -> dict[str, Any]:
         return progress.read()[self.section].get(self.key, {}) if self.key else {}
@@ -102,6 +113,8 @@ class Question(anywidget.AnyWidget):
         return self.answer is not None or self.skipped
 
     def outcome_of(self, say: Callable[[], str]) -> Any:
+        self.judged = say
+        self.judge()
         outcome = Outcome(say()) if self._is_open() else Folded(say())
         return outcome if self.reveal(outcome) is outcome else Waiting(self, lambda: Outcome(say()), outcome)
 
@@ -157,7 +170,7 @@ class Prediction(Question):
     >>> prediction = Prediction("How many experts will be left?", ("all", "some", "one"))
     >>> prediction.answer = "all"
     >>> prediction.compare("some")
-    You predicted: all.
+    ✘ You predicted: all.
     What happened: some.
     """
 
@@ -170,8 +183,9 @@ class Prediction(Question):
         return self.outcome_of(lambda: self._words(outcome))
 
     def _words(self, outcome: str) -> str:
-        verdict = "As you predicted" if self.answer == outcome else "What happened"
-        return f"You predicted: {self.answer}.\n" * (self.answer is not None) + f"{verdict}: {outcome}."
+        if self.answer == outcome:
+            return f"✔ As you predicted: {outcome}."
+        return f"✘ You predicted: {self.answer}.\n" * (self.answer is not None) + f"What happened: {outcome}."
 
     def __repr__(self) -> str:
         return call_of(self, repr(self.options))
@@ -203,14 +217,14 @@ class NumberPrediction(Question):
         happened = f"What happened: {self.say(rounded(value))}."
         if self.answer is None:
             return happened
-        off = value - self.answer
-        words = f"You predicted: {self.say(self.answer)}.\n{happened} "
         if rounded(value) == rounded(self.answer):
-            return f"{words}As you predicted."
-        words += f"That is {self.say(rounded(abs(off)))} {'more' if off > 0 else 'less'} than you said"
-        if self.unit != "%" and self.limits[0] >= 0 and self.answer > 0 and value > 0:
+            return f"✔ As you predicted: {self.say(rounded(value))}."
+        off = rounded(value - self.answer)
+        by = difference(abs(off), self.unit)
+        words = f"{happened} That is {by} {'more' if off > 0 else 'less'} than you said"
+        if self.unit not in ("%", *RATIOS) and value > self.answer > 0:
             words += f", {rounded(value / self.answer, 2):,.12g} times as much"
-        return f"{words}."
+        return f"You predicted: {self.say(self.answer)}.\n{words}."
 
     def say(self, number: float) -> str:
         return f"{number:,.12g} {self.unit}".strip()
@@ -232,7 +246,7 @@ class CurvePrediction(Question):
     >>> prediction = CurvePrediction("How does the loss fall?", x=("step", 0, 100), y=("loss, nats", 0, 4))
     >>> prediction.answer = [[0, 4], [100, 2]]
     >>> prediction.compare([0, 50, 100], [4, 2, 2])
-    Your curve is 0.488 away on average (loss, nats), mostly above what happened. You drew a fall, and so it is.
+    Your curve is on average 0.49 away (loss, nats), mostly above what happened. You drew a fall, and so it is.
     """
 
     _esm = join_modules(HERE / "curve.js")
@@ -290,7 +304,9 @@ class CurvePrediction(Question):
         off = (np.interp(at, drawn, [y for _, y in self.answer]) - np.interp(at, parts, ys)).round(9)
         above, below = (off > 0).mean(), (off < 0).mean()
         side = "mostly above" if above > 0.75 else "mostly below" if below > 0.75 else "partly above, partly below"
-        words = f"Your curve is {rounded(abs(off).mean()):,.12g} away on average ({self.y[0]}), {side} what happened."
+        by, (label, *_) = rounded(abs(off).mean(), 2), self.y
+        away = f"{difference(by, '%')} away" if label.endswith("%") else f"{by:,.12g} away ({label})"
+        words = f"Your curve is on average {away}, {side} what happened."
         return f"{words} You drew {yours}, and {'so it is' if yours == shape else f'it is {shape}'}."
 
     def _shape(self, ys: Sequence[float]) -> str:
@@ -320,6 +336,12 @@ def as_words(text: Any) -> str:
 
 def rounded(value: float, digits: int = 3) -> float:
     return float(f"{value:.{digits}g}")
+
+
+def difference(number: float, unit: str) -> str:
+    if unit == "%":
+        return f"{number:,.12g} point{'s' * (number != 1)}"
+    return f"{number:,.12g}" if unit in RATIOS else f"{number:,.12g} {unit}".strip()
 
 
 def call_of(question: Question, *arguments: str) -> str:

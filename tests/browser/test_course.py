@@ -75,7 +75,7 @@ def test_a_prediction_is_chosen_typed_and_drawn_by_mouse_key_and_finger_and_comp
     for text, number in (("33,5", "33.5"), ("1,000", "1,000"), ("70GB", "70"), ("20 GB ", "20")):
         field.fill(text)
         field.press("Enter")
-        expect(cell(2).get_by_text(f"Your prediction: {number} GB")).to_have_count(1)
+        expect(cell(2).get_by_text(f"You predicted: {number} GB")).to_have_count(1)
         expect(field).to_have_attribute("aria-invalid", "false")
     wait_kept("predictions", "03.size", lambda entry: entry.get("answer") == 20)
 
@@ -87,19 +87,31 @@ def test_a_prediction_is_chosen_typed_and_drawn_by_mouse_key_and_finger_and_comp
     for at in ((0.5, 0.5), (0.9, 0.6)):
         mouse.move(*place(*at), steps=10)
     mouse.up()
+    done = cell(3).get_by_role("button", name="Done")
+    expect(cell(3).get_by_text("Press Done when this is your prediction.")).to_have_count(1)
+    done.click()
     points = wait_kept("predictions", "05.curve", lambda entry: len(entry.get("answer", ())) > 20)["answer"]
     assert [y for _, y in points] == sorted((y for _, y in points), reverse=True)
     touch, box = book.page.context.new_cdp_session(book.page), picture.bounding_box()
     for kind, across in (("touchStart", 0.6), ("touchMove", 0.7), ("touchMove", 0.8), ("touchEnd", None)):
         fingers = [dict(zip("xy", place(across, 0.2)))] if across else []
         touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": fingers})
+    done.click()
     wait_kept("predictions", "05.curve", lambda entry: sum(y > 3 for _, y in entry["answer"]) > 8)
     picture.focus()
-    for key in ("Home", "ArrowUp", "ArrowUp"):
+    for key in ("Home", "ArrowUp", "ArrowUp", "Tab", "Enter"):
         keyboard.press(key)
     wait_kept("predictions", "05.curve", lambda entry: entry["answer"][0][0] == 1)
     said = book.run_cell(4)
     assert "As you predicted: some." in said and "4.7 times" in said and "Your curve is" in said
+    verdicts = [cell(place).locator(".moe-why") for place in (1, 2, 3)]  # at the question, too
+    expect(verdicts[0]).to_have_text("✔ As you predicted: some.")
+    for verdict in verdicts:
+        assert verdict.text_content() in said
+    options.nth(0).check()
+    expect(verdicts[0]).to_contain_text("✘ You predicted: all.")
+    options.nth(1).check()
+    expect(verdicts[0]).to_have_attribute("data-right", "true")
 
 
 def test_a_quiz_says_what_each_answer_is_by_mouse_and_by_key(book, cell, wait_kept):

@@ -59,12 +59,37 @@ def test_a_choice_is_set_beside_what_happened():
 
 @pytest.mark.parametrize(
     "answer, value, numbers",
-    [(93.4, 93.412, ["93.4", "93.4"]), (1500, 46_702, ["1,500", "46,700", "45,200", "31"]), (0, 5, ["0", "5", "5"])],
+    [(93.4, 93.412, ["93.4"]), (1500, 46_702, ["1,500", "46,700", "45,200", "31"]), (0, 5, ["0", "5", "5"])],
 )
 def test_a_number_is_compared_by_difference_and_by_factor(answer, value, numbers):
     prediction = NumberPrediction("How large?", "GB", 0, 2000)
     prediction.answer = answer
     assert re.findall(r"\d[\d,.]*\d|\d", repr(prediction.compare(value))) == numbers
+
+
+@pytest.mark.parametrize(
+    "unit, said",
+    [("%", "1 point more"), ("%", "10.4 points less"), ("×", "1.6 less"), ("times", "1.6 less"), ("GB", "1.6 GB less")],
+)
+def test_percentages_differ_by_points_and_ratios_by_a_number(unit, said):
+    by = float(said.split()[0]) * (1 if "more" in said else -1)
+    prediction = NumberPrediction("How much?", unit, 0, 100)
+    prediction.answer = 20
+    assert repr(prediction.compare(20 + by)).endswith(f"That is {said} than you said.")
+
+
+def test_what_became_of_an_answer_is_said_at_the_question_too_and_of_each_new_answer(kind):
+    prediction = MAKERS[kind]()
+    outcome = {"choice": ("some",), "number": (3,), "curve": ([0, 50, 100], [4, 1, 1])}[kind]
+    prediction.answer = ANSWERS[kind]
+    assert prediction.verdict == []
+    said = prediction.compare(*outcome)
+    assert prediction.verdict == [prediction.answer, said] and said.startswith("✔") == (kind != "curve")
+    prediction.answer = {"choice": "all", "number": 4, "curve": [[0, 1], [100, 1]]}[kind]
+    answer, other = prediction.verdict
+    assert answer == prediction.answer and other != said and other.startswith("✘") == (kind == "choice")
+    prediction.answer = None
+    assert prediction.verdict == []
 
 
 def test_a_curve_is_compared_where_both_are():
@@ -76,12 +101,12 @@ def test_a_curve_is_compared_where_both_are():
 
     assert "from 4 at 0 to 2 at 100" in repr(prediction.compare([0, 100], [4, 2])) and prediction.measured == []
     words = said([[0, 4], [100, 4]], [0, 100], [4, 2])
-    assert "is 1 away" in words and "above" in words and "level" in words and "a fall" in words
+    assert "1 away" in words and "above" in words and "level" in words and "a fall" in words
     assert prediction.measured == [[0, 1], [1, 0.5]]  # it is shown once there is an answer
     words = said([[0, 4], [100, 4]], [0, 100], [4.5, 4.5])
-    assert "is 0.5 away" in words and "below" in words and prediction.measured == [[0, 1.125], [1, 1.125]]
+    assert "0.5 away (loss, nats)" in words and "below" in words and prediction.measured == [[0, 1.125], [1, 1.125]]
     words = said([[60.4, 1], [49.6, 1]], [0, 50, 60, 100], [9, 2, 2, 9])  # in order, at the nearest places
-    assert "is 1 away" in words and "below" in words and "a valley" in words
+    assert "1 away" in words and "below" in words and "a valley" in words
     assert "nothing" in said([[60.4, 1], [49.6, 1]], [70, 100], [1, 1])
 
 
@@ -90,7 +115,10 @@ def test_along_a_logarithmic_axis_each_doubling_counts_as_much():
     assert [text for _, text in prediction.ticks[0]] == ["1", "2", "4", "8", "16", "32", "64"]
     assert [part for part, _ in prediction.ticks[0]] == pytest.approx(np.arange(7) / 6)
     prediction.answer = [[1, 0], [64, 6]]
-    assert repr(prediction.compare([1, 2, 4, 8, 16, 32, 64], range(7))).startswith("Your curve is 0 away")
+    assert repr(prediction.compare([1, 2, 4, 8, 16, 32, 64], range(7))).startswith("Your curve is on average 0 away")
+    percent = CurvePrediction("How accurate?", X, ("accuracy, %", 0, 100))
+    percent.answer = [[0, 40], [100, 44]]
+    assert " 2 points away, mostly above" in repr(percent.compare([0, 100], [40, 40]))
 
 
 @pytest.mark.parametrize("way", ["answered", "skipped"])
