@@ -107,7 +107,7 @@ class Exercise:
         has_button = in_notebook() and not static_mode()
         more = "" if solved or has_button else f" Stuck? {self.name}.hint()"
         if solved and self.solution_taken:
-            more = f" Run the cell with {self.name}.take again, and those below it: they then use yours."
+            more = f" Run the cell with `{self.name}.take` again, and those below it: they then use yours."
         return Check(status, shorten(message, 600, placeholder=" …") + more, self)
 
     def take(self, answer: Any = None) -> Callable:

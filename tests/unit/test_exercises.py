@@ -50,7 +50,7 @@ def test_the_solution_is_right_and_taken_and_leaves_no_trace(exercise, capsys):
     assert capsys.readouterr().out == f"{exercise.answer_name}: yours\n"
     assert exercise.take(lambda *arguments: None) is exercise.take() is exercise.answer
     assert "the solution, until yours passes its check" in capsys.readouterr().out
-    again = f"Run the cell with {exercise.name}.take again"
+    again = f"Run the cell with `{exercise.name}.take` again"
     assert again in exercise.check(own).message and exercise.take(own) is own
     assert again not in exercise.check(own).message
 
