@@ -59,7 +59,7 @@ def answer_all(page, cell) -> None:
     cell.nth(8).get_by_role("button", name="Hint").click()
     expect(cell.nth(8)).to_contain_text("Hint 1 of 2")
     cell.nth(3).get_by_role("slider").focus()
-    for key in ("Home", "ArrowUp", "End", "ArrowUp"):
+    for key in ("Home", "ArrowUp", "End", "ArrowUp", "Tab", "Enter"):
         page.keyboard.press(key)
     cell.nth(4).get_by_role("radio").first.check()
     cell.nth(6).locator("textarea").fill("No: 46.7.")
