@@ -156,8 +156,7 @@ def wanted() -> dict[str, str]:
     writer = csv.writer(table, lineterminator="\n")
     writer.writerows([Lesson._fields, *lessons])
     texts = addressed() | {TABLE: table.getvalue()}
-    since = SENTENCE.partition(". ")[2]  # what stands before says the same as the short answer
-    answer = "\n\n".join(textwrap.fill(part, 120) for part in (f"**{SHORT}** {since}", CONDITIONS))
+    answer = "\n\n".join(textwrap.fill(part, 120) for part in (f"**{SHORT}** {SENTENCE}", CONDITIONS))
     for name, row in ROWS.items():
         text = texts.get(name) or (ROOT / name).read_text("utf-8")
         head, rows = r"<!-- lessons -->\n\n[^\n]*\n\|[-|]+\|\n", "\n".join(map(row, lessons))

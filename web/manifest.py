@@ -25,7 +25,7 @@ from moe_lessons.training.settings import D_MODEL, NUM_CLASSES, ROUTER_STARTS, p
 from moe_lessons.widgets.canvas import COLORS
 from moe_lessons.widgets.controls import CONTROLS, TIPS, named_stops
 from moe_lessons.widgets.plane_readings import NUM_TOKENS, SHOWN, read_plane
-from moe_lessons.widgets.playground import FRONT, FRONT_CONTROLS, PLANE_PANELS, PLAYGROUND, RESCUE, Playground
+from moe_lessons.widgets.playground import COLLAPSE, FRONT, FRONT_CONTROLS, PLANE_PANELS, PLAYGROUND, RESCUE, Playground
 from moe_lessons.widgets.spec import HEADINGS
 from web.graphs import DRAWN, LEFT_OUT, NUM_MEASURED, STEP_KNOBS, TrainedPlane
 
@@ -83,7 +83,7 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
         for name, setting in PRESETS.items()
     }
     front = {"panels": len(FRONT), "controls": FRONT_CONTROLS, "tips": TIPS["front"]}
-    front["rescue"] = {"router_aux_loss_coef": RESCUE}
+    front |= {"collapse": COLLAPSE, "rescue": RESCUE}
     stops = STOPS | {"seed": STOPS["seed"][:seeds]}
     tasks = {n: {"blobs": PlaneTask(n).has_blobs, "frequency": PlaneTask(n).frequency.tolist()} for n in PLANE_TASKS}
     return {

@@ -20,11 +20,12 @@ SENTENCES = dict(re.findall(r"^- (\S+): (.+)$", (HERE / "figures.md").read_text(
 NO_FIGURES = "You have measured no figure yet: the lessons keep them here while you run them."
 BUSY = "*(measured on a busy machine)*"
 AGAIN = f"In lesson 12 `measure_missing(busy_too=True)` measures again what was {BUSY[2:-2]}."
-# The answer of the course as one says it, in one sentence, and when it holds: the same words wherever they stand.
+# The answer of the course as one says it, what follows from it, and when it holds: the same words wherever they stand.
 SHORT, SENTENCE, CONDITIONS = (
     " ".join(SOURCE.sub("", part).replace("**", "").split())
     for part in (ANSWERS["ten seconds"], *ANSWERS["one sentence"].split("\n\n")[:2])
 )
+SENTENCE = SENTENCE.partition(". ")[2]  # what stands before says the same as the short answer
 
 
 def link_to(lesson: str, claim: str | None) -> str:

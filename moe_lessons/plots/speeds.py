@@ -82,7 +82,7 @@ def speedup_panel(
         speedup = np.array([each for *_, each in points])
         texts = [(tuple(place), f"{each:.2g}") for place, each in zip(measured, speedup)]
         drawn += [Points(x, y, fill=np.log2(speedup).astype("f4"), most=4.0), _texts(texts, strong=True)]
-    x = Axis(low, high, "FFN width of the dense model, × the active width of the MoE")
+    x = Axis(low, high, "dense FFN width, × the MoE's active width")
     y = Axis(0, LAST, "batch size", [(n, f"{2**n:,}") for n in range(LAST + 1)])
     return Panel(TITLE, drawn, x, y, **more)
 

@@ -29,7 +29,8 @@ FRONT = {"territory": 6, "route": 6, "answer": 12, "loss": 12}  # what is shown 
 FRONT_CONTROLS = "num_experts", "top_k", "noise_std", "router_aux_loss_coef"
 PLANE_PANELS = (*FRONT, "heatmap", "load", "film", "cost")
 FRONT_TOKEN = 23  # with seed 0 its probabilities are apart: one sees which experts are chosen, and both count
-RESCUE = 1.0  # an auxiliary loss that revives dead experts
+# what the buttons of these names set: without an auxiliary loss some experts die, a strong one revives them
+COLLAPSE, RESCUE = {"router_aux_loss_coef": 0.0}, {"router_aux_loss_coef": 1.0}
 PLAYGROUND = Spec(
     title="MoE playground",
     settings=asdict(PlaneSetting()),
@@ -184,13 +185,13 @@ class Playground(Lab):
             widget.layout.display = None if self._more.value else "none"
 
     def collapse(self) -> None:
-        """Start the preset 'collapse', and train it."""
-        self.choose_preset("collapse")
+        """Start afresh without an auxiliary loss, and train."""
+        self.loop.now(lambda: self.apply(COLLAPSE, restart=True))
         self.play()
 
     def rescue(self) -> None:
         """Go on with a strong auxiliary loss, which revives dead experts."""
-        self.loop.now(lambda: self.apply({"router_aux_loss_coef": RESCUE}))
+        self.loop.now(lambda: self.apply(RESCUE))
         self.play()
 
     def body(self) -> W.Widget:

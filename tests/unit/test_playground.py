@@ -15,7 +15,7 @@ from moe_lessons.analysis.load import describe_load
 from moe_lessons.nn import MoE
 from moe_lessons.plots.marks import Bars, Boxes, Cells, Drawn, Points, Route, Table
 from moe_lessons.tasks import grid
-from moe_lessons.training import PRESETS
+from moe_lessons.training import PRESETS, PlaneSetting
 from moe_lessons.training.as_pytorch import as_pytorch
 from moe_lessons.widgets import Playground, live
 from moe_lessons.widgets.plane_readings import NUM_TOKENS, RESOLUTION
@@ -204,12 +204,13 @@ async def test_collapse_breaks_it_and_rescue_goes_on_also_after_a_pause():
     button(playground, "Collapse").click()
     await settled()
     await playground.finished()
-    assert playground.setting == PRESETS["collapse"] and playground.step == 60
+    assert playground.setting == PlaneSetting(router_aux_loss_coef=0.0) and playground.step == 60
     run = playground.main_run
     button(playground, "Rescue").click()
     await settled()
     await playground.finished()
-    assert playground.main_run is run and playground.setting == PRESETS["rescued"] and playground.step == 120
+    assert playground.main_run is run and playground.step == 120
+    assert playground.setting == PlaneSetting(router_aux_loss_coef=1.0)
     assert playground.state.changes == [60]
 
 

@@ -238,6 +238,23 @@ def test_where_it_diverges_it_says_so_and_goes_on_with_a_lower_rate(visit, view,
     assert trouble.inner_text() == "" and own.measured()[0] < 100
 
 
+def test_a_finger_that_scrolls_moves_no_slider(visit):
+    own = visit(view="index", is_mobile=True, **PHONE)
+    own.page.locator(".moe-canvas[data-step]").wait_for()
+    own.button("Sliders").click()
+    slider, touch = own.control("noise_std"), own.page.context.new_cdp_session(own.page)
+    for across, up, value in ((0, -120, 0.0), (-60, 0, 0.9), (0, 0, 2.2)):
+        box = slider.bounding_box()
+        x, y = box["x"] + box["width"] * 0.7, box["y"] + box["height"] / 2
+        for part in range(11):
+            at = [{"x": x + across * part / 10, "y": y + up * part / 10}]
+            touch.send("Input.dispatchTouchEvent", {"type": "touchMove" if part else "touchStart", "touchPoints": at})
+            own.page.wait_for_timeout(20)
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        own.page.wait_for_timeout(300)
+        assert float(own.state.get("noise_std", 0)) == pytest.approx(value, abs=0.3)
+
+
 @pytest.mark.parametrize("view", ["index", "text"])
 def test_everyone_can_use_it_at_any_width(visit, violations, view):
     own = visit(view=view, **PHONE)
@@ -295,7 +312,7 @@ def test_a_picture_stands_until_the_first_live_one_which_follows_the_pointer(vis
         route.continue_()
     own.page.locator(".moe-canvas[data-step]").wait_for()
     own.wait_step(20)
-    assert own.page.get_by_text("A picture").count() == 0 and own.state["preset"] == "collapse"
+    assert own.page.get_by_text("A picture").count() == 0 and own.state["router_aux_loss_coef"] == "0"
     box, before = own.page.locator("canvas").first.bounding_box(), own.state.get("token")
     for part in range(5, 60):  # across the territory, until it meets another token
         own.page.mouse.move(box["x"] + 5 * part, box["y"] + 150)

@@ -3,6 +3,7 @@
 import { sayOn } from "./canvas/copy.js";
 
 const hasMouse = globalThis.matchMedia?.("(hover: hover)") ?? { matches: true }; // a worker has none
+const SIDEWAYS = 8; // pixels that a finger goes before it moves a slider
 export const KEPT = "Your previous setting stays.";
 const kept = new Map(); // everything is asked for once, and again where it did not arrive
 export function once(name, load) {
@@ -141,10 +142,10 @@ export class Place {
 
 /**
  * Show hints, one at a time, each at what it is about: it goes when it is followed, and all go when they are closed.
- * @param {{below: Element, element: Element, event: string, text: string}[]} hints where each stands, what is waited
- *   for and its event, and what it says
+ * @param {Element} place in which they stand
+ * @param {{element: Element, text: string}[]} hints what is waited for, and what each says
  */
-export function guide(hints) {
+export function guide(place, hints) {
   const hint = make("div", { class: "moe-hint", role: "note" });
   const close = button("×", "No more hints", () => hint.remove());
   const next = () => {
@@ -152,14 +153,16 @@ export function guide(hints) {
       hint.remove();
       return;
     }
-    const { below, element, event, text } = hints.shift();
+    const { element, text } = hints.shift();
+    const pointed = hasMouse.matches ? "pointerover" : "click"; // a finger that scrolls has not tapped
+    const event = { BUTTON: "click", INPUT: "input" }[element.tagName] ?? pointed;
     const follow = () => {
       element.removeEventListener(event, follow);
       if (hint.isConnected) next();
     };
     element.addEventListener(event, follow);
     hint.replaceChildren(hasMouse.matches ? text : text.replace("Point at", "Tap"), close);
-    below.after(hint);
+    place.append(hint);
   };
   next();
 }
@@ -178,9 +181,29 @@ export class Control {
     this.why = make("div", { class: "moe-off" });
     const parts = [make("label", { for: id }, label), this.input, ...(isList ? [] : [this.output]), this.why];
     this.element = make("div", { class: "moe-control" }, ...parts);
-    this.input.addEventListener("input", () => {
-      const [, value] = this.stops[isList ? this.input.selectedIndex : this.input.value];
-      moved(value);
+    const move = () => moved(this.stops[isList ? this.input.selectedIndex : this.input.value][1]);
+    this.input.addEventListener("input", () => this.touched || move());
+    if (!isList) this.waitForFinger(move);
+  }
+
+  // A finger that scrolls the page may begin on a slider: what it moves counts once it goes sideways, or is let go.
+  waitForFinger(move) {
+    const { input } = this;
+    input.addEventListener("pointerdown", ({ pointerType, clientX }) => {
+      if (pointerType === "touch") this.touched = { value: input.value, at: clientX };
+    });
+    const go = () => {
+      const isMoved = this.touched && this.touched.value !== input.value;
+      this.touched = null;
+      if (isMoved) move();
+    };
+    input.addEventListener("pointermove", ({ clientX }) => {
+      if (this.touched && Math.abs(clientX - this.touched.at) > SIDEWAYS) go();
+    });
+    input.addEventListener("change", go); // when it is let go
+    input.addEventListener("pointercancel", () => {
+      if (this.touched) input.value = this.touched.value;
+      this.touched = null;
     });
   }
 

@@ -49,9 +49,14 @@ export class Playground {
     const presets = works.length > 1 ? ["Presets:", ...this.presets] : [];
     this.buttons = front ? this.frontButtons(front) : {};
     const { More, ...breaking } = this.buttons;
-    const inSight = [this.play, ...Object.values(breaking), reset, ...(front ? [More] : [])];
+    const sliders = button("Sliders", "Show the sliders, or hide them", () =>
+      sliders.setAttribute("aria-expanded", this.dock.classList.toggle("moe-open")),
+    ); // seen where there is little room
+    const inSight = [this.play, ...Object.values(breaking), reset, sliders, ...(front ? [More] : [])];
     const rest = [...this.steps, ...more, ...shares];
     const dock = make("div", { class: "moe-dock" }, bar(make("b", {}, settings.words.title), ...inSight));
+    sliders.className = "moe-sliders";
+    this.dock = dock;
     const drawing = this.drawing(settings.words.own);
     const others = groups.map(([element]) => element);
     dock.append(...drawing, make("div", { class: "moe-page-controls" }, ...others));
@@ -74,12 +79,11 @@ export class Playground {
     );
   }
   // Buttons of the front: they break what trains, mend it, and show all that there is.
-  frontButtons({ tips, rescue }) {
-    const { settings } = this;
+  frontButtons({ tips, collapse, rescue }) {
     const play = () => this.isPlaying || this.ask("play");
     const actions = {
       Collapse: () => {
-        this.choose("collapse");
+        this.apply(collapse, true);
         play();
       },
       Rescue: () => {
@@ -93,10 +97,9 @@ export class Playground {
         this.ask("more", { isMore });
       },
     };
-    const names = Object.keys(actions).filter(
-      (name) => name !== "Collapse" || !settings.presets.collapse.off,
+    return Object.fromEntries(
+      Object.entries(actions).map(([name, action]) => [name, button(name, tips[name], action)]),
     );
-    return Object.fromEntries(names.map((name) => [name, button(name, tips[name], actions[name])]));
   }
   // What points are drawn with by hand, where they can be.
   drawing(words) {
@@ -110,12 +113,11 @@ export class Playground {
   }
   guide() {
     const elements = { view: this.view, ...this.buttons };
+    const { hints } = this.settings.words;
+    const elementOf = (name) => elements[name] ?? this.controls[name].input;
     guide(
-      Object.entries(this.settings.words.hints).map(([name, text]) => {
-        const element = elements[name] ?? this.controls[name].input;
-        const event = { BUTTON: "click", INPUT: "input" }[element.tagName] ?? "pointerover";
-        return { below: this.view, element, event, text };
-      }),
+      this.dock,
+      Object.entries(hints).map(([name, text]) => ({ element: elementOf(name), text })),
     );
   }
   /** Draw in the place of the still picture, from the first live one on. */

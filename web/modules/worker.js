@@ -199,18 +199,20 @@ const PANELS = {
     return { "0.probs": ["f4", [E], probabilities], "0.weights": ["f4", [E], weights] };
   },
   // Three heads, then for each model three bars, and behind each its number: only the last pair is not fixed.
-  answer({ manifest, shared }, { plain: { accuracy } }, { marks: [mark] }) {
+  answer({ manifest, shared }, { plain: { accuracy } }, header) {
     const [type, shape, fixed] = manifest.answer["0.places"];
+    const [mark] = header.marks;
     const places = [...fixed];
-    accuracy.forEach((part, row) => {
+    const percents = Array.from(accuracy, (part) => (100 * part).toFixed());
+    percents.forEach((percent, row) => {
       const bar = 3 + 6 * row + 4;
-      const percents = (100 * part).toFixed();
-      const wide = (shared.numbers.longest * percents) / 100;
+      const wide = (shared.numbers.longest * percent) / 100;
       [places[4 * bar], places[4 * bar + 2]] = [2 + wide / 2, wide];
-      const text = `${percents} %`;
+      const text = `${percent} %`;
       mark.texts[bar + 1] = text;
       mark.says[bar] = mark.says[bar].replace(/\d+ %$/, text);
     });
+    header.caption = header.caption.replace(/\d+(?= %(?! of))/g, () => percents.shift());
     return { ...manifest.answer, "0.places": [type, shape, places] };
   },
   heatmap(run, { probs, serves }) {

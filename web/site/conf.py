@@ -40,27 +40,26 @@ html_theme_options = {"back_to_top_button": False, "navbar_center": ["doors.html
 VIEWS = {  # pages of the site, each with the view of the page of this name
     "wall": {
         "title": "Memorisation grid: what a model memorises",
-        "text": "Three models memorise a phone book, in your browser, with the same code as the notebooks: "
-        "a mixture of experts, a dense model with the same FLOPs per token, and one with as many parameters as "
-        "the MoE. Each square of the memorisation grid is an entry, coloured once the model has memorised it. Point at "
-        "one, or tap it, to read it.",
+        "text": "Three models memorise a phone book, in your browser: an MoE, a dense model with the same FLOPs per "
+        "token, and one with as many parameters as the MoE. Each square is an entry, coloured once the model has "
+        "memorised it: point at one, or tap it, to read it.",
         "picture": "_images/facts.png",
         "alt": "Two memorisation grids that are partly coloured, one that is nearly full",
     },
     "speedup": {
         "title": "The speedup of an MoE: over which dense model, at which batch size",
-        "text": "The time of a step of a dense model over that of a mixture of experts, by the roofline of a machine, "
-        "from its bytes and FLOPs. Choose a model, a machine, the precision and the context; point at a place, or tap "
-        "it, to read what bounds both models there.",
+        "text": "The time of a step of a dense model over that of an MoE, by the roofline of a machine, from its bytes "
+        "and FLOPs. Brown: the MoE is faster, below the lower edge and above the upper one. Purple: between them, it "
+        "is slower. Point at a place, or tap it, to read what bounds both models there.",
         "picture": "_static/speedup.png",
         "alt": "A map: the width of the dense model from left to right, the batch size upwards, the speedup as colour",
     },
     "text": {
         "title": "Your own text, read by experts",
         "text": "A small mixture of experts reads what you type, in your browser. Each letter has the colour of the "
-        "expert that is its first choice. Click on a letter to see its router logits, its experts and their weights, "
-        "its path through the layers, and what the model expects next. Beside it is the same model before training: it "
-        "has colours, too.",
+        "expert that is its first choice. Click on a letter, or tap it, to see its router logits, its experts and "
+        "their weights, its path through the layers, and what the model expects next. Below it is the same model "
+        "before training: it has colours, too.",
         "picture": "_static/text.png",
         "alt": "A sentence twice, each letter in the colour of its expert: in a trained model and in an untrained one",
     },
@@ -73,7 +72,7 @@ html_additional_pages = {"index": "front.html"} | dict.fromkeys(VIEWS, "view.htm
 html_static_path = ["site.css", "../../docs/text.png", "../../docs/speedup.png"]
 QUESTION = re.search(r"^\*\*(.+? How\?)\*\*", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)[1]
 DOORS = {  # of the bar of each page -> where they lead
-    "Lessons": "README.html",
+    "Lessons": "README.html#Lessons",
     "Speedup map": "speedup.html",
     "Memorisation grid": "wall.html",
     "Your own text": "text.html",
