@@ -78,7 +78,7 @@ class Wall:
         """Say what is the same for all sizes, in what JSON can hold."""
         usual = {name: (USUAL | BOOK).get(name, self.stops[name][0]) for name in self.stops}
         usual |= {name: stops[-1] for name, stops in self.stops.items() if usual[name] not in stops}
-        offered = WALL_STOPS | {"seed": self.seeds}
+        offered = self.stops | {"seed": self.seeds}
         return {
             "graphs": list(self.names()),
             "graph_of": ("num_experts", "top_k", "num_entries"),

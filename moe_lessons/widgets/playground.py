@@ -121,8 +121,9 @@ class Playground(Lab):
 
     def _draw(self, function: Callable[[Any], Panel]) -> Panel:
         panel = super()._draw(function)
-        width = FRONT.get(function.__name__) if self.is_front else None
-        return replace(panel, width=width) if width else panel
+        if self.is_front and (width := FRONT.get(function.__name__)):
+            panel = replace(panel, width=width, caption=panel.caption or TIPS["captions"].get(function.__name__, ""))
+        return panel
 
     def bar(self) -> list[W.Widget]:
         title, play, *steps, reset = super().bar()

@@ -112,6 +112,7 @@ export class Place {
       const made = button(name, tip, () => {
         const text = give();
         const copied = navigator.clipboard?.writeText(text) ?? Promise.reject(new Error("no clipboard"));
+        this.say(""); // what was copied before
         copied.then(
           () => sayOn(made, "Copied"),
           () => this.say(`Copy this by hand: ${text}`),
@@ -231,7 +232,7 @@ export class Control {
       this.output.textContent = texts[at];
       input.setAttribute("aria-valuetext", texts[at]);
     }
-    input.disabled = Boolean(why);
+    input.disabled = Boolean(why) || stops.length < 2;
     this.why.textContent = why ? `Off: ${why}.` : "";
     this.element.title = why ? `${this.tip}. Off: ${why}` : this.tip;
     input.setAttribute("aria-description", this.element.title);

@@ -219,9 +219,9 @@ export default async function show(place) {
     });
     const { slots, data } = pack(arrays);
     const colors = frame ? undefined : manifest.colors;
-    const seen = { count: 1, experts: 0, words: "", trouble: unfit };
+    const seen = { count: 1, experts: 0, words: "" };
     hear({ frame: ++frame, colors, panels: { 0: panel }, slots, words: seen }, [new DataView(data)]);
-    place.say(trouble);
+    place.say(trouble || unfit || "");
     if (!trouble) place.keep(String(new URLSearchParams(values)));
   }
   const open = () => {

@@ -212,7 +212,7 @@ const PANELS = {
       mark.texts[bar + 1] = text;
       mark.says[bar] = mark.says[bar].replace(/\d+ %$/, text);
     });
-    header.caption = header.caption.replace(/\d+(?= %(?! of))/g, () => percents.shift());
+    header.caption = header.caption.replace(/\d+(?=\u00a0%)/g, () => percents.shift());
     return { ...manifest.answer, "0.places": [type, shape, places] };
   },
   heatmap(run, { probs, serves }) {

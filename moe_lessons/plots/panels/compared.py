@@ -103,6 +103,9 @@ def cost(view) -> Panel:
     return Panel("What each model costs", [Table(tuple(columns), rows, cells, model_inks(columns))])
 
 
+MATCHED = "about as many FLOPs", "about as many parameters"  # as the MoE: the dense models of the answer
+
+
 def answer(view) -> Panel:
     """Show what each model stores, what it computes for a token, and how much of what is held out it gets right."""
     models = [run.model for run in view.runs.values()]
@@ -121,8 +124,9 @@ def answer(view) -> Panel:
     mark = Boxes(np.array(places, "f4"), texts, np.array(fills, "i4"), np.array(none, "i4"), np.array(none, "i4"), says)
     rows = Axis(len(models) - 0.5, -1.4, ticks=list(enumerate(view.runs)))
     largest, part = list(view.runs)[-1], 100 * flops[0] / flops[-1]
-    others = "; ".join(f"{name}: {percent:.0f} %" for name, percent in list(zip(view.runs, right))[1:])
-    caption = f"With {part:.0f} % of the FLOPs of {largest}, the MoE gets {right[0]:.0f} % right ({others})."
+    percents = [f"{percent:.0f}\N{NO-BREAK SPACE}%" for percent in right]
+    others = "; ".join(f"{name}, {of}: {text}" for (name, text), of in zip([*zip(view.runs, percents)][1:], MATCHED))
+    caption = f"With {part:.0f} % of the FLOPs of {largest}, the MoE gets {percents[0]} right ({others})."
     return Panel("Stored, computed, correct", [mark], Axis(0, 3, ticks=()), rows, height=108, caption=caption)
 
 
