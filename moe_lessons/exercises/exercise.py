@@ -61,7 +61,8 @@ class Check(NamedTuple):
             button = W.Button(description=name, tooltip=f"Show a {name.lower()} below")
             button.on_click(lambda _, show=show: (below.set_trait("outputs", ()), below.append_display_data(show())))
             bar.children += (button,)
-        view = W.VBox([W.HTML(self._repr_html_()), bar, below, Keeper()]).add_class("moe-view").add_class("moe-plain")
+        words = self._replace(message=self.message.removesuffix(self.exercise.stuck))  # there is a button
+        view = W.VBox([W.HTML(words._repr_html_()), bar, below, Keeper()]).add_class("moe-view").add_class("moe-plain")
         return view._repr_mimebundle_(**kwargs) | {"text/plain": repr(self)}
 
 
@@ -98,14 +99,17 @@ class Exercise:
         """Its key in the learner's progress, such as '08.new_bias'."""
         return f"{self.lesson}.{self.name}"
 
+    @property
+    def stuck(self) -> str:
+        return f" Stuck? {self.name}.hint()"
+
     def check(self, answer: Any = None) -> Check:
         """Try `answer` and say what differs. Never raises."""
         status, message = self._try(answer)
         solved = {"status": "right"} if status == "right" else {}  # once solved, always solved
         if status != "not attempted":
             progress.record("exercises", self.key, last=status, **solved)
-        has_button = in_notebook() and not static_mode()
-        more = "" if solved or has_button else f" Stuck? {self.name}.hint()"
+        more = "" if solved else self.stuck
         if solved and self.solution_taken:
             more = f" Run the cell with `{self.name}.take` again, and those below it: they then use yours."
         return Check(status, shorten(message, 600, placeholder=" …") + more, self)
