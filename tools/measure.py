@@ -142,7 +142,7 @@ def opened_page(browser: Browser, slow: float) -> Iterator[Opened]:
 def opened_view(browser: Browser, slow: float, server: LabServer, name: str) -> Iterator[Opened]:
     """A view of a notebook."""
     made, control, is_shown = VIEWS[name]
-    code = f"lab = {made}(play=10**6, max_steps=10**6)\nlab"
+    code = f"lab = {made}(play=10**6, max_steps=10**6)\nlab.loop.pace = None\nlab"
     server.write("measure.ipynb", f"from moe_lessons.widgets import {made}", code)
     with closing(new_page(browser, slow)) as page:
         notebook = NotebookPage(page)

@@ -30,7 +30,7 @@ from web.lesson_views import LESSON_FILES, RECORDINGS, ROOT, next_name, views_of
 from web.training_page import write_compressed
 
 FIRST, MOST = 20, 120  # a picture for each of the first steps; pictures of a recording, at most
-NOT_RECORDED = ("tips", "budget", "until")  # words of what has controls, or trains on
+NOT_RECORDED = ("tips", "until")  # words of what has controls, or trains on
 FINE = 1e-3  # parts of a value that nobody sees
 
 

@@ -168,9 +168,17 @@ class BalancingLab(Lab):
             return "The same weights and data in all tiles. Press Play to see what becomes of them."
         if self.step < self.state.values["apply_from"]:
             return f"The plain collapse; the balancing methods start at step {self.state.values['apply_from']}."
-        used = ", ".join(name for name, tile in self.tiles.items() if not tile.readings[-1].dead.any()) or "in no tile"
         more = f" A new tile trains: {self.behind} steps to go." if self.behind > 1 else ""
-        return f"No dead expert: {used}.{more}"
+        return f"{self.verdict()}.{more}"
+
+    def verdict(self) -> str:
+        """Say which tiles keep all experts."""
+        used = (name for name, tile in self.tiles.items() if not tile.readings[-1].dead.any())
+        return f"No dead expert: {', '.join(used) or 'in no tile'}"
+
+    def lines(self) -> dict[str, Any]:
+        """See `LiveRun`; the verdict stands in the line of the step, too."""
+        return super().lines() | {"verdict": self.verdict() if self.step else ""}
 
     def reading(self) -> str:
         name = self.state.values["highlight"]

@@ -20,6 +20,8 @@ from moe_lessons.widgets.live import LiveRun
 from moe_lessons.widgets.spec import HEADINGS, Spec, State
 
 MOST = 10**9  # of what is counted
+AFRESH = "undo"  # the icon of what starts afresh
+AFRESH_SIGN = f'<i class="fa fa-{AFRESH}" aria-hidden="true"></i>'
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -125,7 +127,7 @@ class Lab(LiveRun):
 
     def bar(self) -> list[W.Widget]:
         tip = "Start afresh with the same settings"
-        return [*super().bar(), self.button("Reset", tip, lambda: self.apply({}, restart=True), icon="undo")]
+        return [*super().bar(), self.button("Reset", tip, lambda: self.apply({}, restart=True), icon=AFRESH)]
 
     def body(self) -> W.Widget:
         body, controls = super().body(), W.Box(self.controls()).add_class("moe-controls")
@@ -141,7 +143,8 @@ class Lab(LiveRun):
             made = {name: control(name, self.stops(name, self.state.values)) for name in names}
             self.inputs |= made
             if made:
-                self.headings[group] = W.HTML(f'<div class="moe-group">{HEADINGS[group]}</div>')
+                sign = f"{AFRESH_SIGN} " * (group == "structural")
+                self.headings[group] = W.HTML(f'<div class="moe-group">{sign}{HEADINGS[group]}</div>')
                 shown += [self.headings[group], *made.values()]
             shown += [self._idle] if group == "live" else []
         self.show_values()
@@ -156,10 +159,10 @@ class Lab(LiveRun):
             self.loop.post({} if is_idle else {name: asked_by(name, change["new"])})
 
     def apply_by_hand(self, asked: Mapping[str, Any]) -> None:
-        """Apply what was moved by hand; what then starts afresh trains on."""
-        has_trained, before = self.step > 0, self.state
+        """Apply what was moved by hand; what then starts afresh trains."""
+        before = self.state
         self.apply(asked)
-        if has_trained and self.state is not before:
+        if self.state is not before:
             self.play()
 
     def apply(self, asked: Mapping[str, Any], *, is_strict: bool = False, restart: bool = False) -> None:

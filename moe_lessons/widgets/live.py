@@ -40,7 +40,7 @@ _views: dict[str, list[Picture]] = {}  # notebook cell -> the views that it made
 
 class CachedReading(NamedTuple):
     """What was read of a model, or drawn. It is computed again where what it `depends_on` has changed; where only its
-    `version` has, when training has paid for the last time, and in a pause."""
+    `version` has, when training has paid for the last time, and where it does not train at full speed."""
 
     value: Any
     depends_on: tuple
@@ -222,7 +222,7 @@ class LiveRun(Picture):
         if cached is None or cached.depends_on != depends_on:
             return True
         is_paid = self.loop.cost["training"] - cached.trained >= cached.cost / share
-        return cached.version != version and (is_paid or not self.loop.playing)
+        return cached.version != version and (is_paid or self.loop.has_time)
 
     def _compute(self, name: Any, make: Callable[[], Any], depends_on: tuple, version: Any) -> Any:
         start, inside = time.thread_time(), self._spent
@@ -308,7 +308,7 @@ class LiveRun(Picture):
         start = time.thread_time()
         experts = (self.main_run.num_experts or [0])[0] * self.spec.has_chips
         words |= {"step": self.step, "state": "training" if self.loop.playing else "paused", "experts": experts}
-        words |= {"trouble": self.loop.trouble, "budget": self.loop.budget, "until": self.loop.until}
+        words |= {"trouble": self.loop.trouble, "until": self.loop.until}
         self.canvas.show(panels, len(self.functions), **words)
         self._show_buttons()
         return time.thread_time() - start
@@ -328,7 +328,9 @@ class LiveRun(Picture):
 
     def bar(self) -> list[W.Widget]:
         tip = f"Start or pause the training; it pauses by itself after {self.max_steps} steps"
-        self._play_button = self.button("Play", tip, self._play_or_pause, icon="play", button_style="primary")
+        self._play_button = W.Button(description="Play", tooltip=tip, icon="play", button_style="primary")
+        # what it said when it was clicked: what was asked before may start the training
+        self._play_button.on_click(lambda _: self.post(self.pause if self.loop.playing else self.play))
         self._step_buttons = [
             self.button("Step", "Train one step", lambda: self.step_button(1)),
             self.button("+50", "Train 50 steps", lambda: self.step_button(50)),
@@ -350,9 +352,6 @@ class LiveRun(Picture):
         """The buttons 'Step' and '+50', which train only in a pause."""
         if not self.running:
             self.advance(steps)
-
-    def _play_or_pause(self) -> None:
-        self.pause() if self.loop.playing else self.play()
 
     def _show_buttons(self) -> None:
         playing = self.loop.playing

@@ -29,13 +29,15 @@ class Loop:
     It uses the view's `train_one()`, `step`, `apply(values)`, `canvas`, and `show(asked)` -> CPU seconds of sending;
     asked: it answers an action, at once. What goes wrong pauses the training, and is said in `trouble`.
 
-    queue: what is to be done between two steps, in its order: actions, and values that controls ask for, by name."""
+    queue: what is to be done between two steps, in its order: actions, and values that controls ask for, by name.
+    pace: steps a second at most, of which each is shown, until something is posted."""
 
     def __init__(self, view):
         self.view, self.events = view, event_loop()
         self.playing, self.trouble = False, ""
         self.cost = collections.Counter()  # CPU seconds: 'training', 'showing'; and 'pictures'
         self.budget = self.until = 0  # how many steps it was asked to train, and up to which
+        self.pace: float | None = None
         self._held = 0  # steps that wait until the view is seen: see `hold`
         self._task: asyncio.Task | None = None
         self.queue: collections.deque[Callable[[], None] | dict[str, Any]] = collections.deque()
@@ -46,6 +48,8 @@ class Loop:
         self._overhead = 0.001
 
     running = property(lambda self: self._task is not None and not self._task.done(), doc="Whether it trains now.")
+
+    has_time = property(lambda self: bool(self.pace) or not self.playing, doc="Whether it waits between two steps.")
 
     def play(self, steps: int) -> None:
         self._check_open()
@@ -91,6 +95,7 @@ class Loop:
 
     def post(self, asked: Callable[[], None] | dict[str, Any]) -> None:
         """Have it done between two steps, whichever thread this is called on."""
+        self.pace = None
         self.queue.append(asked)
         on_the_loop(self.events, self._drain)
 
@@ -113,10 +118,14 @@ class Loop:
     async def _train(self) -> None:
         try:
             while self.playing and self.view.step < self.until:
+                start = time.perf_counter()
                 with heeding(_pause_all), torch_threads(1):  # a second one waits long where the machine is busy
                     self._take_a_turn()
                 for _ in range(TURNS):
                     await asyncio.sleep(0)
+                if self.pace:
+                    with heeding(_pause_all):
+                        await asyncio.sleep(start + 1 / self.pace - time.perf_counter())
         except INTERRUPTS:
             raise
         except BaseException as error:
@@ -131,7 +140,7 @@ class Loop:
             cpu, shown = time.thread_time(), self.cost["showing"]
             self.view.train_one()
             self.cost["training"] += time.thread_time() - cpu - (self.cost["showing"] - shown)
-            if self.queue or self._unseen or self._is_due() or time.perf_counter() - start > TURN:
+            if self.queue or self._unseen or self.pace or self._is_due() or time.perf_counter() - start > TURN:
                 break
         self._do_actions()
         self.show_if_due()
@@ -150,7 +159,8 @@ class Loop:
     def _is_due(self) -> bool:
         waited, earned = time.perf_counter() - self._last, time.thread_time() - self._paid
         canvas = self.view.canvas
-        return waited > 0.95 * canvas.behind / FPS and earned > self._overhead / SENDING and canvas.ready
+        has_earned = self.pace or earned > self._overhead / SENDING
+        return waited > 0.95 * canvas.behind / FPS and has_earned and canvas.ready
 
     def _drain(self) -> None:
         if self.queue and not self._busy and not self._ended:

@@ -19,7 +19,7 @@ from moe_lessons.training.as_pytorch import as_pytorch
 from moe_lessons.training.knobs import KNOBS, idle_knobs, idle_with
 from moe_lessons.training.settings import NUM_CLASSES, PLANE_ROUTERS, ROUTER_STARTS
 from moe_lessons.widgets.controls import TIPS, control
-from moe_lessons.widgets.laboratory import Lab, names_of
+from moe_lessons.widgets.laboratory import AFRESH, AFRESH_SIGN, Lab, names_of
 from moe_lessons.widgets.plane_readings import route
 from moe_lessons.widgets.spec import Spec
 
@@ -29,6 +29,7 @@ FRONT = {"territory": 6, "route": 6, "answer": 12, "loss": 12}  # what is shown 
 FRONT_CONTROLS = "num_experts", "top_k", "noise_std", "router_aux_loss_coef"
 PLANE_PANELS = (*FRONT, "heatmap", "load", "film", "cost")
 FRONT_TOKEN = 23  # with seed 0 its probabilities are apart: one sees which experts are chosen, and both count
+PACE = 25  # steps a second of its first training: one sees how it learns
 # what the buttons of these names set: without an auxiliary loss some experts die, a strong one revives them
 COLLAPSE, RESCUE = {"router_aux_loss_coef": 0.0}, {"router_aux_loss_coef": 1.0}
 PLAYGROUND = Spec(
@@ -48,7 +49,8 @@ class Playground(Lab):
     preset: a name from `training.PRESETS`. settings: fields of `training.PlaneSetting` that replace the preset's, also
     `points` of your own, which 'Draw points' draws in the territory.
     block: your own mixture of experts (a class; see `training.plane_model` for what it must have).
-    Without panels and controls of your own it begins with what explains most; 'More' shows the rest.
+    Without panels and controls of your own it begins with what explains most; 'More' shows the rest. Until a control or
+    button is touched, such a one trains what `play` asks for at 25 steps a second.
     controls: which there are, by name; with fewer than all there are no buttons of presets.
     panels, play, max_steps: see `LiveRun`. seed: of the task, the models, the data and the noise.
     device: "cpu", "cuda", "cuda:1", or "auto": a GPU where there is one.
@@ -77,6 +79,7 @@ class Playground(Lab):
         self._past: list[str] = []  # points before each that were drawn
         columns = None if self.is_front else 3
         super().__init__(spec, values, panels, settings, play=play, max_steps=max_steps, columns=columns)
+        self.loop.pace = PACE if self.is_front and self.running else None
 
     def arguments(self) -> dict[str, Any]:
         """See `LiveRun`: the name of the preset is always written, and what differs from it."""
@@ -130,14 +133,13 @@ class Playground(Lab):
         copy = self.button("Copy as PyTorch", TIPS["code"], lambda: self.canvas.copy(self.as_pytorch(), "moe_plane.py"))
         if not self.is_front:
             return [title, play, *steps, reset, copy]
-        collapse, rescue = (
-            self.button(name, TIPS["front"][name], action)
-            for name, action in (("Collapse", self.collapse), ("Rescue", self.rescue))
-        )
+        healthy = self.preset_button("healthy", "Healthy", TIPS["presets"]["healthy"], icon=AFRESH)
+        collapse = self.button("Collapse", TIPS["front"]["Collapse"], self.collapse, icon=AFRESH)
+        rescue = self.button("Rescue", TIPS["front"]["Rescue"], self.rescue)
         self._more = W.ToggleButton(description="More", tooltip=TIPS["front"]["More"])
         self._more.observe(lambda _: self.post(self._show_rest), "value")
         self._rest += steps
-        return [title, play, collapse, rescue, reset, self._more, copy, *steps]
+        return [title, play, healthy, collapse, rescue, reset, self._more, copy, *steps]
 
     def as_pytorch(self) -> str:
         """Write the mixture that is shown as a program of PyTorch alone: see `training.as_pytorch`."""
@@ -155,10 +157,9 @@ class Playground(Lab):
             idle = [KNOBS[n] for n in self.idle(asdict(setting)) if n in KNOBS]
             # a loss without use does no harm
             if all(getattr(setting, knob.name) == knob.off for knob in idle if knob.auxiliary_loss is None):
-                action = lambda name=name: self.choose_preset(name)  # noqa: E731
-                self._preset_buttons[name] = self.button(name, TIPS["presets"][name], action)
+                self._preset_buttons[name] = self.preset_button(name, name, TIPS["presets"][name])
         self.applied()
-        presets = W.HTML("Presets:"), *self._preset_buttons.values()
+        presets = W.HTML(f"{AFRESH_SIGN} Presets:"), *self._preset_buttons.values()
         self.inputs["pen"] = control("pen")
         actions = {"Undo points": self._undo_points, "Clear points": self._clear_points}
         drawing = self.inputs["pen"], *(self.button(n, TIPS["own"][n], action) for n, action in actions.items())
@@ -189,6 +190,15 @@ class Playground(Lab):
         """Start afresh without an auxiliary loss, and train."""
         self.loop.now(lambda: self.apply(COLLAPSE, restart=True))
         self.play()
+
+    def preset_button(self, preset: str, text: str, tip: str, **style: str) -> W.Button:
+        """A button that chooses a preset, and trains."""
+
+        def train() -> None:
+            self.choose_preset(preset)
+            self.play()
+
+        return self.button(text, tip, train, **style)
 
     def rescue(self) -> None:
         """Go on with a strong auxiliary loss, which revives dead experts."""

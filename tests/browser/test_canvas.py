@@ -249,3 +249,21 @@ def test_a_click_or_keys_on_the_map_read_out_a_place(seen):
         seen.page.keyboard.press(key)
     seen.until(lambda: (view.width, view.batch) == (1.25, 2048))
     expect(table).to_contain_text("compute")
+
+
+def test_the_time_left_is_said_of_this_start_and_only_when_it_is_known(see):
+    seen = see(Playground())
+    page, status = seen.page, seen.page.locator(".moe-status")
+
+    def take(frame: int, **words):
+        page.evaluate("take", [0, json.dumps({"frame": frame, "words": {"until": 1500, "verdict": "", **words}}), ""])
+
+    take(10**6, step=1, state="training")
+    expect(status).to_have_text("step 1 · training")
+    page.wait_for_timeout(1100)
+    take(10**6 + 1, step=101, state="training")
+    expect(status).to_have_text(re.compile(r"^step 101 · training, [1-9]\d s left$"))
+    take(10**6 + 2, step=6, state="training")  # it has started afresh
+    expect(status).to_have_text(re.compile("step 6 · training$"))
+    take(10**6 + 3, step=1550, state="paused")
+    expect(status).to_have_text(re.compile("step 1550 · paused: Play goes on$"))

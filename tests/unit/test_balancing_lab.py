@@ -83,6 +83,7 @@ def test_a_capacity_moved_in_a_pause_is_read_at_once_and_0_is_off():
     lab.advance(30)
     before, slider = lab.tiles["capacity"].readings[-1], lab.inputs["capacity_factor"]
     slider.value = 0.5
+    assert lab.canvas.words["verdict"] == "No dead expert: in no tile"
     earlier, after = lab.tiles["capacity"].readings[-2:]
     assert earlier.step < after.step == before.step == 30 and after.accuracy < before.accuracy
     slider.value = 0.0

@@ -9,7 +9,7 @@ from itertools import product
 import ipywidgets as W
 import pytest
 import torch
-from live_tools import LABS, assert_consistent, button, click, losses, on_a_loop, settled, until, words
+from live_tools import LABS, assert_consistent, button, click, ended, losses, on_a_loop, settled, until, words
 
 from moe_lessons import widgets
 from moe_lessons.plots.marks import Bars, Panel
@@ -149,13 +149,15 @@ async def test_what_is_asked_while_the_kernel_is_busy_happens_in_its_order_or_is
             click(lab, "take back", 0)
             assert lab.inputs["num_experts"].value == 8 and lab.inputs["seed"].value == 0
         await settled()
-        found = [lab.step, *(lab.state.values[name] for name in ("preset", "num_experts", "top_k", "seed"))]
-        assert found == ([0, "healthy", 8, 2, 0] if taken_back else [1, "collapse", 4, 1, 3])
+        found = [lab.running, *(lab.state.values[name] for name in ("preset", "num_experts", "top_k", "seed"))]
+        assert found == ([False, "healthy", 8, 2, 0] if taken_back else [True, "collapse", 4, 1, 3])
         assert_consistent(lab)
+    await ended(lab)
+    step = lab.step
     lab.inputs["lr"].value = 0.5
     button(lab, "+50").click()
     lab.set(lr=0.1)  # after what was asked before it
-    assert (lab.step, lab.main_run.records[-1].lr, lab.main_run.knobs.lr) == (51, 0.5, 0.1)
+    assert (lab.step, lab.main_run.records[-1].lr, lab.main_run.knobs.lr) == (step + 50, 0.5, 0.1)
 
 
 @on_a_loop
@@ -193,7 +195,7 @@ async def test_a_costly_panel_comes_after_the_quick_ones_and_only_when_it_has_ch
 
     lab = LABS["RoutingLab"](panels=("loss", costly))
     for name, value in (("num_experts", 8), ("num_experts", 8), ("layer", 1)):
-        lab.inputs[name].value = value
+        lab.set(**{name: value})
         await settled()
     assert drawn == [(4, 0, None), (8, 0, 8), (8, 1, 8)]  # in a second picture: the first had shown eight experts
 

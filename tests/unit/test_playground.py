@@ -2,12 +2,13 @@
 
 import asyncio
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from live_tools import MyMoE, assert_consistent, button, ended, mark, on_a_loop, settled, words, written
+from live_tools import MyMoE, a_page, assert_consistent, button, ended, mark, on_a_loop, settled, until, words, written
 from torch import nn
 
 from moe_lessons.analysis.counting import count_parameters, flops_per_token
@@ -19,7 +20,7 @@ from moe_lessons.training import PRESETS, PlaneSetting
 from moe_lessons.training.as_pytorch import as_pytorch
 from moe_lessons.widgets import Playground, live
 from moe_lessons.widgets.plane_readings import NUM_TOKENS, RESOLUTION
-from moe_lessons.widgets.playground import FRONT, FRONT_CONTROLS, PLANE_PANELS
+from moe_lessons.widgets.playground import FRONT, FRONT_CONTROLS, PACE, PLANE_PANELS
 
 TERRITORY, HEATMAP, LOAD = range(3)
 PANELS = "territory", "heatmap", "load"
@@ -37,20 +38,58 @@ def routing_of(playground: Playground, points: torch.Tensor):
 
 
 @on_a_loop
-async def test_a_preset_button_moves_the_controls_starts_afresh_and_is_marked():
+async def test_a_preset_button_moves_the_controls_trains_afresh_and_is_marked():
     playground = Playground("noise")
     for preset in ("capacity", "healthy"):
         playground.advance(21)
         old = playground.main_run
         button(playground, preset).click()
         await settled()
+        assert playground.running
+        await ended(playground)
         assert playground.setting == PRESETS[preset] and repr(playground) == f"Playground({preset!r})"
         assert_consistent(playground)
-        assert playground.step == 0
+        assert playground.step < 21
         assert playground.state.ghost is (old if preset == "capacity" else None)  # the same task
         assert [name for name in PRESETS if button(playground, name).button_style] == [preset]
     playground.set(lr=0.05)
     assert not any(button(playground, name).button_style for name in PRESETS)
+
+
+@on_a_loop
+async def test_the_first_training_shows_each_step_slowly_until_a_button_is_touched():
+    playground, shown = Playground(play=60), []
+    a_page(playground.canvas, 1.0)
+    answer = playground.canvas.send
+
+    def send(content, buffers):
+        slots = {slot for slot, *_ in content["slots"]}
+        if slots >= {"0.0.z", "3.0.y"}:  # the territory and the loss
+            shown.append(content["words"].get("step"))
+        answer(content, buffers)
+
+    playground.canvas.send = send
+    start = time.perf_counter()
+    await until(lambda: playground.step == 10)
+    assert time.perf_counter() - start > 9 / PACE and shown == [*range(1, len(shown) + 1)] and len(shown) >= 9
+    button(playground, "More").value = True
+    start = time.perf_counter()
+    await playground.finished()
+    assert playground.step == 60 and time.perf_counter() - start < 40 / PACE
+
+
+@on_a_loop
+async def test_what_is_moved_by_hand_and_starts_afresh_trains_also_after_a_reset():
+    playground = Playground(play=5)
+    await playground.finished()
+    for name, value in (("num_experts", 7), ("top_k", 1)):
+        button(playground, "Reset").click()
+        await settled()
+        assert playground.step == 0 and not playground.running
+        playground.inputs[name].value = value
+        await settled()
+        assert playground.running
+        await ended(playground)
 
 
 def test_rescued_goes_on_with_a_collapsed_run():

@@ -165,7 +165,7 @@ def test_on_a_phone_the_controls_of_the_front_page_and_the_answer_above_them_are
     page = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True, reduced_motion="reduce")
     page.goto(f"{address}/index.html")
     page.locator(".moe-canvas[data-step] canvas").first.wait_for()
-    for name in ("Play", "Collapse", "Rescue", "Reset", "Sliders", "More"):
+    for name in ("Play", "Healthy", "Collapse", "Rescue", "Sliders", "More"):
         box = page.get_by_role("button", name=name, exact=True).bounding_box()
         assert 0 < box["y"] < 844 - box["height"], name
     strip, dock = (page.locator(part).bounding_box() for part in (".moe-grid figure:nth-child(3)", ".moe-dock"))

@@ -140,7 +140,7 @@ async function sendPicture() {
   const { step, manifest, shared } = current;
   const { token } = current.values;
   const { experts } = manifest;
-  const { numbers, colors } = shared;
+  const { colors } = shared;
   const places = Object.entries(manifest.panels).slice(0, isMore ? undefined : shared.front?.panels);
   const count = places.length;
   const isTextDue = isAsked || isPaused || now - textsShownAt > TEXTS;
@@ -157,7 +157,7 @@ async function sendPicture() {
   }
   const { slots, data } = pack(all);
   const state = isPaused ? "paused" : "training";
-  const words = { count, experts, token, step, state, trouble, budget: numbers.budget };
+  const words = { count, experts, token, step, state, trouble };
   words.until = more ? step + more : playing ? 0 : until; // it trains until it is asked to pause, or for very long
   if (isTextDue) {
     Object.assign(words, current.lines(out));

@@ -56,6 +56,7 @@ export class Playground {
     const rest = [...this.steps, ...more, ...shares];
     const dock = make("div", { class: "moe-dock" }, bar(make("b", {}, settings.words.title), ...inSight));
     sliders.className = "moe-sliders";
+    reset.className = "moe-reset";
     this.dock = dock;
     const drawing = this.drawing(settings.words.own);
     const others = groups.map(([element]) => element);
@@ -82,6 +83,10 @@ export class Playground {
   frontButtons({ tips, collapse, rescue }) {
     const play = () => this.isPlaying || this.ask("play");
     const actions = {
+      Healthy: () => {
+        this.choose("healthy");
+        play();
+      },
       Collapse: () => {
         this.apply(collapse, true);
         play();
@@ -98,7 +103,10 @@ export class Playground {
       },
     };
     return Object.fromEntries(
-      Object.entries(actions).map(([name, action]) => [name, button(name, tips[name], action)]),
+      Object.entries(actions).map(([name, action]) => [
+        name,
+        button(name, tips[name] ?? this.settings.presets.healthy.tip, action),
+      ]),
     );
   }
   // What points are drawn with by hand, where they can be.

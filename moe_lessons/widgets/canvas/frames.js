@@ -25,6 +25,7 @@ import { point } from "./pointer.js";
 const FADE = 140; // milliseconds
 const FRESH = 4000; // milliseconds for which it is said that it has started afresh
 const STATUS = 100; // milliseconds: to count in each picture costs a layout
+const SOUND = [1000, 2]; // milliseconds and steps from which on the time left is estimated
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 // --- receive ---
@@ -60,6 +61,7 @@ function takeColors(view, colors) {
 function takeWords(view, words) {
   if (words.step < view.words.step) {
     view.pinned = null; // it starts afresh: who is held is another
+    view.began = null;
     view.freshAt = performance.now();
     setTimeout(() => touch(view, new Set()), FRESH);
   }
@@ -193,17 +195,18 @@ function status(view) {
 }
 
 function doing(view) {
-  const { step, state, budget, until } = view.words;
+  const { step, state, until } = view.words;
   if (state !== "training") {
     view.began = null;
-    const steps = `${budget} step${budget > 1 ? "s" : ""}`;
-    return `${state}${budget && until && step >= until ? ` after ${steps}, press Play for more` : ""}`;
+    return `${state}${until && step >= until ? ": Play goes on" : ""}`;
   }
   if (view.isStale) return ""; // its kernel has ended
   const now = performance.now();
-  if (view.began?.until !== until || step < view.began.step) view.began = { until, step, at: now };
-  const left = ((until - step) * (now - view.began.at)) / (step - view.began.step) / 1000;
-  return `training${left >= 2 && left < 1e5 ? `, ${left.toFixed()} s left` : ""}`;
+  if (view.began?.until !== until) view.began = { until, step, at: now };
+  const [time, steps] = [now - view.began.at, step - view.began.step];
+  const left = ((until - step) * time) / steps / 1000;
+  const isSound = time >= SOUND[0] && steps >= SOUND[1];
+  return `training${isSound && left >= 2 ? `, ${left.toFixed()} s left` : ""}`;
 }
 
 function showChips(view) {
