@@ -103,7 +103,7 @@ def cost(view) -> Panel:
     return Panel("What each model costs", [Table(tuple(columns), rows, cells, model_inks(columns))])
 
 
-MATCHED = "about as many FLOPs", "about as many parameters"  # as the MoE: the dense models of the answer
+MATCHED = "about its FLOPs", "about its parameters"  # of the MoE: what the dense models of the answer have
 
 
 def answer(view) -> Panel:
