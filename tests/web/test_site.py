@@ -162,12 +162,12 @@ def test_everyone_can_use_each_page_and_none_asks_the_network(address, site, bro
 
 
 def test_on_a_phone_the_controls_of_the_front_page_and_the_answer_above_them_are_in_sight(address, browser):
-    page = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True, reduced_motion="reduce")
+    page = browser.new_page(viewport={"width": 360, "height": 844}, has_touch=True, reduced_motion="reduce")
     page.goto(f"{address}/index.html")
     page.locator(".moe-canvas[data-step] canvas").first.wait_for()
     for name in ("Play", "Healthy", "Collapse", "Rescue", "Sliders", "More"):
         box = page.get_by_role("button", name=name, exact=True).bounding_box()
-        assert 0 < box["y"] < 844 - box["height"], name
+        assert 0 < box["y"] < 844 - box["height"] and box["x"] + box["width"] < 360, name
     strip, dock = (page.locator(part).bounding_box() for part in (".moe-grid figure:nth-child(3)", ".moe-dock"))
     assert 0 < strip["y"] < dock["y"] - strip["height"]
     page.close()
