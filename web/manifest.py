@@ -82,8 +82,8 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
         name: {"tip": TIPS["presets"][name], "values": shown | asdict(setting), "off": why_off(setting, graphs)}
         for name, setting in PRESETS.items()
     }
-    front = {"panels": len(FRONT), "controls": FRONT_CONTROLS, "tips": TIPS["front"]}
-    front |= {"collapse": COLLAPSE, "rescue": RESCUE}
+    front = {"panels": len(FRONT), "controls": FRONT_CONTROLS, "collapse": COLLAPSE, "rescue": RESCUE}
+    front["tips"] = {"Healthy": TIPS["presets"]["healthy"], **TIPS["front"]}
     stops = STOPS | {"seed": STOPS["seed"][:seeds]}
     tasks = {n: {"blobs": PlaneTask(n).has_blobs, "frequency": PlaneTask(n).frequency.tolist()} for n in PLANE_TASKS}
     return {

@@ -78,14 +78,13 @@ class Wall:
         """Say what is the same for all sizes, in what JSON can hold."""
         usual = {name: (USUAL | BOOK).get(name, self.stops[name][0]) for name in self.stops}
         usual |= {name: stops[-1] for name, stops in self.stops.items() if usual[name] not in stops}
-        offered = self.stops | {"seed": self.seeds}
         return {
             "graphs": list(self.names()),
             "graph_of": ("num_experts", "top_k", "num_entries"),
             "presets": {"of lesson 05": {"tip": "", "values": usual, "off": ""}},
             "headings": HEADINGS,
             **FACTS_LAB.groups,
-            "controls": {name: describe_control(name, stops) for name, stops in offered.items()},
+            "controls": {name: describe_control(name, stops) for name, stops in self.stops.items()},
             "knobs": STEP_KNOBS,
             "left_out": {},
             "kept": [],

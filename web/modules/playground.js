@@ -103,10 +103,7 @@ export class Playground {
       },
     };
     return Object.fromEntries(
-      Object.entries(actions).map(([name, action]) => [
-        name,
-        button(name, tips[name] ?? this.settings.presets.healthy.tip, action),
-      ]),
+      Object.entries(actions).map(([name, action]) => [name, button(name, tips[name], action)]),
     );
   }
   // What points are drawn with by hand, where they can be.

@@ -125,7 +125,8 @@ def answer(view) -> Panel:
     rows = Axis(len(models) - 0.5, -1.4, ticks=list(enumerate(view.runs)))
     largest, part = list(view.runs)[-1], 100 * flops[0] / flops[-1]
     percents = [f"{percent:.0f}\N{NO-BREAK SPACE}%" for percent in right]
-    others = "; ".join(f"{name}, {of}: {text}" for (name, text), of in zip([*zip(view.runs, percents)][1:], MATCHED))
+    dense = zip(list(view.runs)[1:], MATCHED, percents[1:])
+    others = "; ".join(f"{name}, {of}: {percent}" for name, of, percent in dense)
     caption = f"With {part:.0f} % of the FLOPs of {largest}, the MoE gets {percents[0]} right ({others})."
     return Panel("Stored, computed, correct", [mark], Axis(0, 3, ticks=()), rows, height=108, caption=caption)
 
