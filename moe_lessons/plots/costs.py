@@ -13,7 +13,17 @@ from moe_lessons.plots import theme as style
 from moe_lessons.plots.marks import Arrows, Axis, Boxes, Panel, Parts, Table
 from moe_lessons.plots.panels.block import box, words
 from moe_lessons.plots.still import plot
-from moe_lessons.plots.theme import LIGHT, PALETTE, TEXT_SIZE, axes_for, log_axis, model_inks, name_over, short_number
+from moe_lessons.plots.theme import (
+    LIGHT,
+    PALETTE,
+    TEXT_SIZE,
+    axes_for,
+    log_axis,
+    model_inks,
+    name_over,
+    percent,
+    short_number,
+)
 
 MODEL_PARTS = ("experts", "attention", "embedding", "head", "shared experts", "router", "attention scores", "norms")
 MODEL_PART_COLORS = dict(zip(MODEL_PARTS, PALETTE)) | {"FFN": PALETTE[0], "attention, head, dense FFNs": PALETTE[1]}
@@ -60,8 +70,8 @@ def layer_panel(shape: TransformerShape, context: int, title: str) -> Panel:
     for name, part, fill in (("Attention: between tokens", attention, 9), ("FFN: each token by itself", ffn, 7)):
         columns = sum(part.values())
         weighted = columns - part.get(free, 0)  # that have parameters
-        parameters = f"parameters {D * weighted:,}: {weighted / weights:.0%}"
-        costs = (parameters, f"FLOPs {2 * D * columns:,}: {columns / work:.0%}")
+        parameters = f"parameters {D * weighted:,}: {percent(weighted / weights)}"
+        costs = (parameters, f"FLOPs {2 * D * columns:,}: {percent(columns / work)}")
         heads += [words(left, y, text) for y, text in zip((60, high + 92, high + 110), (name, *costs))]
         arrows.append(((left + 8, 24, left + 8, 50), -1, -1))
         for text, wide in part.items():
@@ -82,7 +92,7 @@ def share_bars(rows: Mapping[str, Mapping[str, int]]) -> Axes:
     names = list(dict.fromkeys(name for parts in rows.values() for name, size in parts.items() if size > 0))
     values = [[parts.get(name, 0) / sum(parts.values()) for name in names] for parts in rows.values()]
     bars = Parts(tuple(rows), names, values, [MODEL_PART_COLORS[name] for name in names])
-    shares = Axis(0, 1, ticks=[(part / 5, f"{part / 5:.0%}") for part in range(6)])
+    shares = Axis(0, 1, ticks=[(part / 5, percent(part / 5)) for part in range(6)])
     made = Panel("Parts of a model, as shares of its parameters", [bars], shares)
     return plot(made, width=9, height=1.1 + 0.45 * len(rows))
 
@@ -99,7 +109,7 @@ def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machi
         column = {
             "total parameters": short_number(m.total),
             "active parameters": short_number(m.active),
-            "active / total": f"{m.active / m.total:.1%}",
+            "active / total": f"{100 * m.active / m.total:.1f} %",
             "FLOPs per token": short_number(m.flops(context)),
             f"weights in {dtype}": size_words(WEIGHT_BYTES[dtype] * m.total),
             f"KV cache of {sequences} of {context:,} tokens": "not counted" if m.cached is None else size_words(cache),

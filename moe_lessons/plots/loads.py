@@ -101,7 +101,7 @@ def logit_gradient_bars(own, others, load, title: str, ax: Axes) -> Axes:
         ax.bar(places + side, heights, 0.4, edgecolor=LIGHT.background, lw=0.5, alpha=alpha, **options)
         ax.bar([0], [0], color=LIGHT.muted, alpha=alpha, label=name)
     ax.axhline(0, lw=1, color=LIGHT.foreground)
-    ax.set_xticks(places, [f"E{e}\n{share:.0%}" for e, share in zip(places, load)])
+    ax.set_xticks(places, [f"E{e}\n{style.percent(share)}" for e, share in zip(places, load)])
     return name_over(ax)
 
 

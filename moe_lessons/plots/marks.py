@@ -253,8 +253,9 @@ def experts_axis(count: int) -> Axis:
     return Axis(-0.5, count - 0.5, ticks=[(e, f"E{e}") for e in range(0, count, every)])
 
 
-def roomy(value: float, first: float = 200) -> float:
-    """Find the end of an axis that has room for `value`, in steps of a half, so that it seldom moves."""
+def roomy(value: float, first: float = 200, most: float = 0) -> float:
+    """Find the end of an axis that has room for `value`, in steps of a half, so that it seldom moves; `most`, if the
+    value goes no further."""
     while first < value:
         first *= 1.5
-    return first
+    return most if most and value <= most < first else first

@@ -80,7 +80,7 @@ def speedup_panel(
     drawn = [Heat(z, 4.0, contours.astype("f4"), LEVELS.index(1), legend=LEGEND, **heat), *marks, _texts(labels)]
     if points:
         speedup = np.array([each for *_, each in points])
-        texts = [(tuple(place), f"{each:.2g}") for place, each in zip(measured, speedup)]
+        texts = [(tuple(place), f"{each:#.2g}".rstrip(".")) for place, each in zip(measured, speedup)]
         drawn += [Points(x, y, fill=np.log2(speedup).astype("f4"), most=4.0), _texts(texts, strong=True)]
     x = Axis(low, high, "dense FFN width, × the MoE's active width")
     y = Axis(0, LAST, "batch size", [(n, f"{2**n:,}") for n in range(LAST + 1)])

@@ -233,7 +233,7 @@ def draw_parts(mark: Parts, ax, panel):
         bars = ax.barh(places, size, 0.68, left=left, color=color, label=name)
         if len(mark.names) == 1:
             break  # a whole has its text at its end
-        texts = [f"{part:.0%}" if right <= 1 else f"{name} {style.short_number(part)}" for part in size]
+        texts = [style.percent(part) if right <= 1 else f"{name} {style.short_number(part)}" for part in size]
         rooms = size / right * ax.bbox.width - 4  # pixels
         texts = [text if style.LETTER * len(text) < room else "" for text, room in zip(texts, rooms)]
         ax.bar_label(bars, texts, label_type="center", color=ink_on(color), fontsize=style.TEXT_SIZE)
@@ -263,7 +263,8 @@ def draw_boxes(mark: marks.Boxes, ax, panel):
             text = text[: int(room[i]) - 1] + "…" if room[i] > 2 else ""
         ink = ink_on(color) if fill > 2 else LIGHT.muted if fill == 2 else LIGHT.foreground
         place = {"ha": "center" if w[i] else "left", "weight": "bold" if mark.strong else "normal"}
-        halo = color if hatch else ""  # keeps letters apart from stripes
+        # keeps letters apart from stripes, and from lines
+        halo = color if hatch else LIGHT.background if mark.strong and not fill else ""
         annotate(ax, text, (x[i], y[i]), halo=halo, color=ink, zorder=4, **place)
 
 
@@ -306,7 +307,7 @@ def draw_route(mark: marks.Route, ax, panel):
         place = {"ha": "center", "color": ink, "weight": weight, "halo": color if hatch else "", "zorder": 4}
         annotate(ax, f"E{expert}" if len(probs) <= 10 else str(expert), (x[expert], 0.52), **place)
         if len(probs) <= 10:
-            annotate(ax, f"{prob:.0%}", (x[expert], 0.255 + 0.17 * prob), ha="center", weight=weight, zorder=4)
+            annotate(ax, style.percent(prob), (x[expert], 0.255 + 0.17 * prob), ha="center", weight=weight, zorder=4)
     terms = " + ".join(f"{weights[e]:.2f} · E{e}(x)" for e in busy) or "0: no expert serves it"
     total = f"y = {terms}" if len(busy) <= 4 else f"weighted sum of {len(busy)} experts"
     each = f"a probability for each of {len(probs)} experts" if len(probs) > 1 else "there is one expert"

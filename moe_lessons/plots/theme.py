@@ -97,6 +97,11 @@ def short_number(n: float) -> str:
     return f"{n:.3g}"
 
 
+def percent(part: float) -> str:
+    """Write a part of 1 in percent: below ten, but for 0, to a tenth, as numbers.js does."""
+    return f"{100 * part:.{1 if 0 < part < 0.0995 else 0}f} %"
+
+
 class LessonFigure(Figure):
     """A matplotlib figure in the style of the course, without pyplot and its global state; a notebook shows it."""
 

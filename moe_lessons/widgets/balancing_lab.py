@@ -12,6 +12,7 @@ from moe_lessons.analysis.collapse import STRENGTHS, Tile, split_strength, tile_
 from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels import PANELS
 from moe_lessons.plots.panels.shares import tile as panel_of_tile
+from moe_lessons.plots.theme import percent
 from moe_lessons.support.errors import check_whole
 from moe_lessons.support.interrupts import held_back
 from moe_lessons.tasks import PLANE_TASKS
@@ -159,7 +160,7 @@ class BalancingLab(Lab):
 
     def caption(self, tile: Tile) -> str:
         reading = tile.readings[-1]
-        first = f"{_range(reading.dead, 1)} dead · {reading.accuracy.mean():.0%} accuracy"
+        first = f"{_range(reading.dead, 1)} dead · {percent(reading.accuracy.mean())} accuracy"
         noisy = [f"with noise: {tile.recent('dead_experts'):.1f} dead"] if tile.is_noisy and tile.step else []
         return f"{first}\n{' · '.join(noisy + _unserved(tile)[:1])}" if tile.step else first
 
@@ -235,8 +236,8 @@ def _what(name: str, setting: PlaneSetting | None = None) -> str:
 
 def _unserved(tile: Tile) -> list[str]:
     """Say what is dropped and how many tokens have no expert, where there are any."""
-    shares = {"dropped {:.0%}": "dropped_share", "no expert: {:.0%} of tokens": "unserved"} if tile.step else {}
-    return [text.format(tile.recent(name)) for text, name in shares.items() if tile.recent(name) > 0]
+    shares = {"dropped {}": "dropped_share", "no expert: {} of tokens": "unserved"} if tile.step else {}
+    return [text.format(percent(tile.recent(name))) for text, name in shares.items() if tile.recent(name) > 0]
 
 
 def _range(values: np.ndarray, digits: int) -> str:

@@ -141,6 +141,7 @@ class LiveRun(Picture):
         """Train `steps` more steps (max_steps) while the notebook stays usable; without an event loop, at once."""
         steps = self.max_steps if steps is None else check_positive_int("steps", steps)
         if self.loop.events is None:
+            self.loop.until = self.step + steps
             self.advance(steps)
         else:
             self.loop.play(steps)

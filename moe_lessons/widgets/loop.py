@@ -36,7 +36,7 @@ class Loop:
         self.view, self.events = view, event_loop()
         self.playing, self.trouble = False, ""
         self.cost = collections.Counter()  # CPU seconds: 'training', 'showing'; and 'pictures'
-        self.budget = self.until = 0  # how many steps it was asked to train, and up to which
+        self.budget = self.until = 0  # how many steps it was asked to train, and up to which: 0, not known
         self.pace: float | None = None
         self._held = 0  # steps that wait until the view is seen: see `hold`
         self._task: asyncio.Task | None = None

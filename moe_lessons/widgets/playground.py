@@ -11,6 +11,7 @@ from torch import nn
 from moe_lessons.nn import MoE, muted
 from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels._history import RECENT
+from moe_lessons.plots.panels.block import as_digits
 from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import PLANE_TASKS
 from moe_lessons.tasks.plane import read_points
@@ -272,16 +273,16 @@ class Playground(Lab):
         (x, y), routing = plane.points[i].tolist(), plane.routing
         logits, probs = routing.router_logits[i].tolist(), routing.router_probs[i].tolist()
         best = sorted(range(len(probs)), key=probs.__getitem__, reverse=True)[:4]
-        read = ", ".join(f"E{e} {logits[e]:+.2f} ({probs[e]:.0%})" for e in best)
+        read = ", ".join(f"E{e} {logits[e]:+.2f} ({100 * probs[e]:.0f} %)" for e in best).replace("-", "−")
         mine = routing.token_idx == i
         chosen = zip(routing.weight[mine].tolist(), routing.expert_idx[mine].tolist())
         served = ", ".join(f"{weight:.2f} × E{expert}" for weight, expert in chosen) or TIPS["reading"]["dropped"]
         verdict = "correct" if plane.correct[i] else "wrong"
-        place = {"x": f"{x:.2f}", "y": f"{y:.2f}"}
+        place = {"x": as_digits(x), "y": as_digits(y)}
         facts = place | {"label": int(plane.classes[i]), "verdict": verdict, "read": read, "served": served}
         text = TIPS["reading"]["token"].format(token=i, **facts)
         if (expert := self.state.muted) is not None:
-            with_it, without = (f"{accuracy:.1%}" for accuracy in self.read("muted", self._read_muted))
+            with_it, without = (f"{100 * accuracy:.1f} %" for accuracy in self.read("muted", self._read_muted))
             facts = {"expert": expert, "with_it": with_it, "without": without, "points": NUM_HELD_OUT}
             text += TIPS["reading"]["muted"].format(**facts)
         return text

@@ -12,6 +12,7 @@ from moe_lessons.analysis.traces import expert_shares
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
 from moe_lessons.nn.routing import ROUTERS
 from moe_lessons.nn.transformer import make_moe
+from moe_lessons.plots.theme import percent
 from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import DOMAINS, TextTask
 from moe_lessons.training import Run
@@ -123,7 +124,7 @@ class RoutingLab(Lab):
     def reading(self) -> str:
         layer = self.state.layer
         shares = self.read(f"shares {layer}", lambda: expert_shares(self.traced, "domain", layer))
-        most = [f"{name} → {share.idxmax()} ({share.max():.0%})" for name, share in shares.iterrows()]
+        most = [f"{name} → {share.idxmax()} ({percent(share.max())})" for name, share in shares.iterrows()]
         return f"Where most of each domain goes: {', '.join(most)}."
 
 

@@ -29,7 +29,7 @@ from moe_lessons.analysis.speedup import edges_of, speedups
 from moe_lessons.plots.costs import size_words
 from moe_lessons.plots.marks import Line, Panel, Rule, Table
 from moe_lessons.plots.speeds import LAST, edge_lines, speedup_panel
-from moe_lessons.plots.theme import model_inks, short_number
+from moe_lessons.plots.theme import model_inks, percent, short_number
 from moe_lessons.support.errors import check_choice, check_number, check_positive_int, check_whole, is_number, is_whole
 from moe_lessons.widgets.controls import control, move
 from moe_lessons.widgets.picture import Picture
@@ -81,7 +81,9 @@ class SpeedupMap(Picture):
             widget.style.description_width = "120px"
             widget.observe(lambda _, name=name: self.moved(name), "value")
         grid = {"display": "grid", "grid_template_columns": "repeat(auto-fill, minmax(min(100%, 300px), 1fr))"}
-        super().__init__(rows=[W.Box([*self.inputs.values()], layout=W.Layout(**grid)).add_class("moe-sliders")])
+        ordered = sorted(self.inputs.values(), key=lambda widget: isinstance(widget, W.Dropdown))  # sliders in a row
+        sliders = W.Box(ordered, layout=W.Layout(**grid)).add_class("moe-sliders")
+        super().__init__(rows=[W.HTML('<span class="moe-title">Speedup map</span>'), sliders])
         self.canvas.on_pick = self.picked
 
     @property
@@ -208,7 +210,7 @@ class SpeedupMap(Picture):
         rows: dict[str, list[str]] = {
             "least time of a step": [say_seconds(seconds(costs, self.roof)) for costs in both],
             "bytes loaded": [size_words(sum(read for read, _ in costs.values())) for costs in both],
-            "FLOPs": [f"{short_number(n)}FLOP".replace(" B", " G") for n in work],
+            "FLOPs": list(map(flop_words, work)),
         }
         for part in both[0]:
             times = [part_seconds(costs, self.roof)[part] for costs in both]
@@ -235,7 +237,7 @@ class SpeedupMap(Picture):
         said = [
             f"By the roofline of {place}, at batch size {batch:,}: an MoE of {E} experts, top-{K}, has a speedup of "
             f"{speedup:.2f} over a dense model of {width:g} × its active width. {why}.",
-            f"The KV cache, which both have, takes {cache:.0%} of its step." if cache > 0.1 else "",
+            f"The KV cache, which both have, takes {percent(cache)} of its step." if cache > 0.1 else "",
             f"Quality-matched width: {self.matched} ×." if self.matched and self.is_as_made else "",
             self.unfit(),
         ]  # fmt: skip
@@ -290,7 +292,11 @@ def readings(costs: Costs, machine: Machine, size: tuple[int, int]) -> Iterator[
     for step, read, flop, *bounds in zip(*(own.ravel().tolist() for own in (whole, reads, flops, *kinds))):
         parts = [", ".join(part for part, kind in zip(costs, bounds) if kind == wanted) for wanted in (1, 2)]
         said = [f"{name}-bound: {own}" for name, own in zip(("memory", "compute"), parts) if own]
-        yield step, [f"{say_seconds(step)}: {size_words(read)}, {short_number(flop)} FLOPs", *said]
+        yield step, [f"{say_seconds(step)}: {size_words(read)}, {flop_words(flop)}", *said]
+
+
+def flop_words(count: float) -> str:
+    return f"{short_number(count)}FLOP".replace(" B", " G").replace(" K", " k")
 
 
 def say_seconds(value: float) -> str:

@@ -87,7 +87,7 @@ def test_any_moves_leave_a_possible_shape_and_its_repr_makes_the_same_view(moves
 
 
 def test_the_sentence_and_the_table_by_the_roofline_of_lesson_04(cost):
-    for figure in ("46.7 B", "12.9 B", "27.6%", "93.4 GB", "27.6 B", "129"):
+    for figure in ("46.7 B", "12.9 B", "27.6 %", "93.4 GB", "27.6 B", "129"):
         assert figure in cost.sentence()
     move(cost, context_length=0)
     read = 2 * (12_879_925_248 - 32000 * 4096)  # bytes: all active weights but the embedding, a look-up

@@ -13,11 +13,12 @@ from moe_lessons import plots
 from moe_lessons.analysis import count_parameters, flops_per_token, trace_text
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, apply_capacity, seeded
 from moe_lessons.plots import PANELS
-from moe_lessons.plots.marks import Bars, Line, Rule, Stack
+from moe_lessons.plots.marks import Bars, Line, Rule, Stack, roomy
 from moe_lessons.plots.panels._history import MOST_PLACES, RECENT, History, history, recent_load, spent
-from moe_lessons.plots.panels.compared import loss_panel
+from moe_lessons.plots.panels.compared import alike, loss_panel
 from moe_lessons.plots.panels.passages import shares_panel
 from moe_lessons.plots.panels.shares import heatmap_panel, load_panel
+from moe_lessons.plots.theme import percent
 from moe_lessons.tasks import TextTask
 from moe_lessons.training import PRESETS, Run, plane_runs, train
 from moe_lessons.widgets.live import LIVE_RUN
@@ -31,7 +32,7 @@ TEXT = 'if a<b & c: "τηε"\n  x'
 def view_of(runs: dict[str, Run], **more) -> SimpleNamespace:
     values = {name: more.pop(name) for name in ("x_axis", "layer") if name in more}
     state = State({"token": 2} | values, [3], more.pop("ghost", None))
-    usual = {"state": state, "spec": LIVE_RUN, "clean_load": None}
+    usual = {"state": state, "spec": LIVE_RUN, "clean_load": None, "loop": SimpleNamespace(until=0)}
     return SimpleNamespace(runs=runs, main_run=next(iter(runs.values())), **usual | more)
 
 
@@ -138,12 +139,32 @@ def test_films_have_every_step_and_layers_are_rows(view, text_run):
     assert len(heatmap_panel(full).marks[1].x) == 24 - full.dropped < 24
 
 
+def test_an_axis_of_steps_ends_with_the_training_where_that_is_known():
+    ends = [
+        roomy(value, 200, most) for value, most in ((0, 0), (100, 0), (100, 150), (250, 300), (301, 300), (50, 900))
+    ]
+    assert ends == [200, 200, 150, 300, 450, 200]
+
+
+def test_numbers_of_a_row_have_as_many_digits_each():
+    assert alike([2.2, 2.218]) == ["2.20", "2.22"] and alike([0.1, 0.0254]) == ["0.100", "0.025"]
+    assert alike([24736, 112000]) == ["24.7 K", "112 K"] and alike([472, 1464]) == ["472", "1,464"]
+    assert [percent(part) for part in (0, 0.0004, 0.09, 0.097, 0.0996, 1)] == [
+        "0 %",
+        "0.0 %",
+        "9.0 %",
+        "9.7 %",
+        "10 %",
+        "100 %",
+    ]
+
+
 def test_the_table_says_what_each_model_costs(view):
     (table,) = PANELS["cost"](view).marks
     for name, run in view.runs.items():
         column = dict(zip(table.rows, (row[table.columns.index(name)] for row in table.cells)))
         assert column["parameters"] == f"{count_parameters(run.model).total:,}"
-        assert column["accuracy"] == f"{run.evaluate(256)['accuracy']:.1%}"
+        assert column["accuracy"] == f"{100 * run.evaluate(256)['accuracy']:.1f} %"
 
 
 def test_a_trace_is_coloured_by_the_layer_and_shares_in_two_directions_from_the_even_one(text_run):

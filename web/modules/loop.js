@@ -10,7 +10,7 @@ const TEXTS = 250; // milliseconds between two texts
 const IN_FLIGHT = 2; // pictures that the page has not drawn yet
 
 export const mean = (rows, pick) => rows.reduce((sum, row) => sum + pick(row), 0) / Math.max(rows.length, 1);
-export const toPercent = (part) => `${(100 * part).toFixed(1)}%`;
+export const toPercent = (part) => `${(100 * part).toFixed(1)} %`;
 /** The end of an axis that has room for a value, as `roomy` in plots/marks.py has it. */
 export const roomy = (value, first) => {
   let end = first;

@@ -6,7 +6,8 @@ import { History, firstAtLeast, mean, roomy, serve, toPercent } from "./loop.js"
 import { filled, json } from "./parts.js";
 import { fillEven, fillNormal, floats, graph, numbers, randomOf, whole } from "./runtime.js";
 
-const signed = (value) => `${value < 0 ? "" : "+"}${value.toFixed(2)}`;
+const minus = (text) => text.replace("-", "−");
+const signed = (value) => `${value < 0 ? "" : "+"}${minus(value.toFixed(2))}`;
 
 // --- one training: its models in step -----------------------------------------------------------------------------
 
@@ -250,12 +251,9 @@ const PANELS = {
   cost(run, { plain: { measured, accuracy } }, header) {
     const { cells, rows } = header.marks[0];
     if (run.drawing.length) rows.splice(-2, 1, "loss");
-    cells.splice(
-      -2,
-      2,
-      [...measured].map((loss) => String(+loss.toPrecision(3))),
-      [...accuracy].map(toPercent),
-    );
+    const digits = 2 - Math.floor(Math.log10(Math.max(...measured))); // as `alike` in compared.py
+    const losses = Array.from(measured, (loss) => loss.toFixed(Math.min(Math.max(digits, 0), 4)));
+    cells.splice(-2, 2, losses, [...accuracy].map(toPercent));
     return {};
   },
 };
@@ -286,14 +284,14 @@ function lines(run, out) {
   const order = range(E)
     .sort((one, other) => probs[other] - probs[one])
     .slice(0, 4);
-  const read = order.map((e) => `E${e} ${signed(logits[e])} (${(100 * probs[e]).toFixed()}%)`).join(", ");
+  const read = order.map((e) => `E${e} ${signed(logits[e])} (${(100 * probs[e]).toFixed()} %)`).join(", ");
   const chosen = range(E)
     .filter((e) => serves[e] > 0)
     .sort((one, other) => serves[other] - serves[one]);
   const served = chosen.map((e) => `${serves[e].toFixed(2)} × E${e}`).join(", ") || reading.dropped;
   const label = run.classes[token];
   const isRight = out.named[token] === label ? "correct" : "wrong";
-  const [x, y] = [0, 1].map((axis) => run.points.data[2 * token + axis].toFixed(2));
+  const [x, y] = [0, 1].map((axis) => minus(run.points.data[2 * token + axis].toFixed(2)));
   const [with_it, without] = [out.plain, out].map(({ accuracy }) => toPercent(accuracy[0]));
   const worse = isWorse ? filled(reading.worse, { guessing: guessing.toFixed(2) }) : "";
   const { length } = run.drawing;

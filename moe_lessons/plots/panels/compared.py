@@ -16,12 +16,14 @@ NUM_HELD_OUT, NUM_HELD_OUT_SEQUENCES = 256, 48  # to measure loss and accuracy o
 SPOT = 5  # an ink
 
 
-def spent_axis(x_axis: str, reach: float, first: float) -> Axis:
-    """Make the axis of what is spent, with room for `reach`; at first it ends at `first`."""
-    return Axis(0, roomy(reach, first), X_AXES[x_axis], link="step" if x_axis == "steps" else "")
+def spent_axis(x_axis: str, reach: float, first: float, until: float = 0) -> Axis:
+    """Make the axis of what is spent, with room for `reach`; first: where it ends at first; until: how many steps are
+    trained, where that is known."""
+    link, most = ("step", until) if x_axis == "steps" else ("", 0)
+    return Axis(0, roomy(reach, first, most), X_AXES[x_axis], link=link)
 
 
-def loss_panel(curves, ghost=None, x_axis: str = "steps", marks=(), first_x: float = 200) -> Panel:
+def loss_panel(curves, ghost=None, x_axis: str = "steps", marks=(), first_x: float = 200, until: float = 0) -> Panel:
     """Show losses: `curves`: name -> (x, loss); ghost: that of an earlier run; marks: x of what was changed."""
     first = {"steps": first_x, "FLOPs": 1e7, "seconds": 0.25}[x_axis]
     lines = [Line(*map(as_array, curves[name]), name, ink) for name, ink in zip(curves, model_inks(curves))]
@@ -33,14 +35,15 @@ def loss_panel(curves, ghost=None, x_axis: str = "steps", marks=(), first_x: flo
         highest = max(highest, float(ghost[1][0]))  # where it began: later it may have diverged
     top = next((top for top in (0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 7) if top >= highest), 10)
     rules = [Rule(x=float(x), kind="mark") for x in marks]
-    return Panel("Loss (cross entropy, nats)", [*rules, *lines], spent_axis(x_axis, reach, first), Axis(0, top))
+    return Panel("Loss (cross entropy, nats)", [*rules, *lines], spent_axis(x_axis, reach, first, until), Axis(0, top))
 
 
 def loss(view) -> Panel:
     x_axis, ghost = view.state.x_axis, view.state.ghost
     curves = {name: (spent(run, x_axis), history(run).column("loss")) for name, run in view.runs.items()}
     earlier = ghost and (spent(ghost, x_axis), history(ghost).column("loss"))
-    return loss_panel(curves, earlier, x_axis, spent(view.main_run, x_axis, view.state.changes), view.spec.first_x)
+    changes = spent(view.main_run, x_axis, view.state.changes)
+    return loss_panel(curves, earlier, x_axis, changes, view.spec.first_x, view.loop.until)
 
 
 def facts_known(view) -> Panel:
@@ -52,7 +55,7 @@ def facts_known(view) -> Panel:
         counts = as_array([int(known[name].sum()) for _, known in view.readings], "f4")
         lines.append(Line(x, counts, name, ink, model))
     first = {"steps": view.spec.first_x, "FLOPs": 1e9, "seconds": 1}[view.state.x_axis]
-    x = spent_axis(view.state.x_axis, max(float(line.x[-1]) for line in lines), first)
+    x = spent_axis(view.state.x_axis, max(float(line.x[-1]) for line in lines), first, view.loop.until)
     return Panel("Memorised facts", lines, x, Axis(0, len(view.main_run.task.entries)))
 
 
@@ -67,7 +70,9 @@ def held_out(view, x_axis: str = "") -> Panel:
     reach = max((float(line.x[-1]) for line in lines if len(line.x)), default=0.0)
     read = [float(loss) for line in lines for loss in line.y] or [1.0, 3.0]
     x = spent_axis(x_axis, reach, {"steps": 400, "FLOPs": 3e11, "seconds": 8}[x_axis])
-    return Panel("Held-out loss (nats per byte)", lines, x, Axis(math.floor(2 * min(read)) / 2, max(read)))
+    by = {"steps": "step", "seconds": "second"}.get(x_axis, x_axis)
+    y = Axis(math.floor(2 * min(read)) / 2, math.ceil(2 * max(read)) / 2)
+    return Panel(f"Held-out loss (nats per byte) by {by}", lines, x, y)
 
 
 def wall_panel(name: str, known, entries, ink: int) -> Panel:
@@ -91,16 +96,26 @@ def cost(view) -> Panel:
     for name, run in view.runs.items():
         count = count_parameters(run.model)
         sizes = {"parameters": count.total, "active/token": count.active, "FLOPs/token": flops_per_token(run.model)}
-        costs = {name: f"{size:,}" if size < 100_000 else short_number(size) for name, size in sizes.items()}
         times = [record.ms_per_step for record in run.records[-50:]]
         held_out = run.evaluate(NUM_HELD_OUT_SEQUENCES if hasattr(run.task, "context") else NUM_HELD_OUT)
         loss = "loss" if hasattr(run.task, "known") or is_own(run) else "held-out loss"  # of facts, none are held out
-        costs |= {"ms/step": f"{np.median(times):.2f}" if times else "–", loss: f"{held_out['loss']:.3g}"}
+        costs = sizes | {"ms/step": float(np.median(times)) if times else math.nan, loss: held_out["loss"]}
         right = "digits right" if hasattr(run.task, "known") else "accuracy"  # a fact has several digits
-        columns[name] = costs | {right: f"{held_out['accuracy']:.1%}"}
+        columns[name] = costs | {right: f"{100 * held_out['accuracy']:.1f} %"}
     rows = tuple(next(iter(columns.values())))
-    cells = [[column[row] for column in columns.values()] for row in rows]
+    cells = [alike([column[row] for column in columns.values()]) for row in rows]
     return Panel("What each model costs", [Table(tuple(columns), rows, cells, model_inks(columns))])
+
+
+def alike(values: list) -> list[str]:
+    """Write the numbers of a row with as many digits as the largest has: three, or all of a count below 100,000."""
+    if isinstance(values[0], str):
+        return values
+    most = max(values)
+    if isinstance(most, int):
+        return [f"{value:,}" if most < 100_000 else short_number(value) for value in values]
+    digits = 2 - math.floor(math.log10(most)) if math.isfinite(most) and most > 0 else 2
+    return ["–" if math.isnan(value) else f"{value:.{min(max(digits, 0), 4)}f}" for value in values]
 
 
 MATCHED = "about its FLOPs", "about its parameters"  # of the MoE: what the dense models of the answer have

@@ -54,14 +54,15 @@ def layers(view) -> Panel:
     return Panel("Load of each layer, × dead", [cells, crosses], experts_axis(experts), y)
 
 
-def film_panel(steps, loads, marks=(), first_x=200, title=FILM_TITLE, clean=None) -> Panel:
-    """Show the share of each expert at every step: steps (N,), loads (N, E); marks, clean: see `Rule` and `Stack`."""
+def film_panel(steps, loads, marks=(), first_x=200, title=FILM_TITLE, clean=None, until=0) -> Panel:
+    """Show the share of each expert at every step: steps (N,), loads (N, E); marks, clean: see `Rule` and `Stack`;
+    first_x, until: of the axis, see `roomy`."""
     steps, loads = as_array(steps, "f4"), as_array(loads, "f4")
     experts = loads.shape[1]
     last = float(steps[-1]) if len(steps) else 0.0
     rules = [Rule(y=expert / experts, kind="even") for expert in range(1, experts)]
     rules += [Rule(x=float(step), kind="mark") for step in marks]
-    x, y = Axis(0, roomy(last, first_x), "step", link="step"), Axis(0, 1, "share of assignments")
+    x, y = Axis(0, roomy(last, first_x, until), "step", link="step"), Axis(0, 1, "share of assignments")
     return Panel(title, [Stack(steps, loads, clean), *rules], x, y)
 
 
@@ -69,7 +70,7 @@ def film(view) -> Panel:
     past = history(view.main_run)
     loads = past.loads(view.state.layer, num_experts(view))
     title = of_layer(FILM_TITLE, view)
-    return film_panel(past.column("steps"), loads, view.state.changes, view.spec.first_x, title)
+    return film_panel(past.column("steps"), loads, view.state.changes, view.spec.first_x, title, until=view.loop.until)
 
 
 def tile(view, name: str) -> Panel:
@@ -80,7 +81,7 @@ def tile(view, name: str) -> Panel:
     past = history(shown.band)
     clean = shown.clean[0] if shown.is_noisy and shown.clean is not None else None
     loads = past.loads(0, values["num_experts"])
-    made = film_panel(past.column("steps"), loads, shown.changes, title=name, clean=clean)
+    made = film_panel(past.column("steps"), loads, shown.changes, title=name, clean=clean, until=view.loop.until)
     axes = {"x": made.x._replace(label=""), "y": Axis(0, 1, ticks=()), "width": 3, "height": 150}
     return replace(made, **axes, caption=view.caption(shown), model=model, selected=name == values["highlight"])
 

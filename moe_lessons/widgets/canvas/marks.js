@@ -352,7 +352,8 @@ function writeInBox({ pen, view }, { fill, texts, strong }, { x, y, wide }, grou
   if (room <= 24 && pen.measure(texts[i]) >= room) return;
   const onFill = kind === 2 ? view.quiet : inkOn(ground);
   const color = css(kind < 2 ? view.ink : onFill);
-  const halo = kind === 3 ? css(ground) : "";
+  const onLines = strong && !kind ? css(view.paper) : "";
+  const halo = kind === 3 ? css(ground) : onLines;
   const letters = { color, halo, weight: strong ? 600 : 400, align: wide ? "center" : "left" };
   pen.write(pen.shorten(texts[i], room), x, y, letters);
 }

@@ -89,10 +89,10 @@ export const isNumber = (value) => typeof value === "number";
 
 /**
  * @param {number} part from 0 to 1
- * @returns {string} in percent
+ * @returns {string} in percent: below ten, but for 0, to a tenth
  */
 export const percent = (part) =>
-  Number.isNaN(part) ? "–" : `${+(100 * part).toFixed(part < 0.0995 ? 1 : 0)} %`;
+  Number.isNaN(part) ? "–" : `${(100 * part).toFixed(part > 0 && part < 0.0995 ? 1 : 0)} %`;
 
 /**
  * @param {number} value a count, a loss, …

@@ -89,8 +89,11 @@ function fillTip(view, hit) {
 function placeTip({ el, wide, at, parts: { tip } }) {
   const left = at.card.canvas.offsetLeft + at.x - at.card.figure.scrollLeft;
   const top = at.card.canvas.offsetTop + at.y;
+  const { offsetLeft, offsetWidth } = at.card.figure;
   const beside = left > wide / 2 ? left - 14 - tip.offsetWidth : left + 14;
-  const x = clamp(beside, 0, wide - tip.offsetWidth);
+  // in its own panel, if it has room there, else in the view
+  const [from, room] = offsetWidth > tip.offsetWidth ? [offsetLeft, offsetWidth] : [0, wide];
+  const x = clamp(beside, from, from + room - tip.offsetWidth);
   const hasRoom = el.getBoundingClientRect().top + top - ROOF > tip.offsetHeight;
   const y = hasRoom ? `calc(${top - 10}px - 100%)` : `${top + 16}px`;
   tip.style.transform = `translate(${x}px, ${y})`;
