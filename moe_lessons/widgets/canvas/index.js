@@ -60,13 +60,9 @@ function furnish({ el, parts }) {
     "moe-top",
     part("chips", { role: "toolbar", "aria-label": "Experts" }),
     part("status"),
-  );
-  const below = [
     part("trouble", { role: "status" }),
-    part("given", { role: "status" }),
-    part("words"),
-    part("reading"),
-  ];
+  );
+  const below = [part("given", { role: "status" }), part("words"), part("reading")];
   el.replaceChildren(top, part("grid"), ...below, part("tip"), part("live", { "aria-live": "polite" }));
   el.classList.add("moe-canvas");
   parts.tip.hidden = true;
