@@ -180,7 +180,7 @@ def test_a_click_selects_a_token_in_both_pictures_and_in_the_reading(seen, playg
         before = playground.canvas.get_attribute("data-token")
         playground.point(title, across, down, click=True)
         seen.until(lambda: playground.canvas.get_attribute("data-token") != before)
-        reading = playground.view.locator(".moe-reading").inner_text()
+        reading = playground.view.locator(".moe-reading").inner_text().replace("−", "-")
         return re.match(r"Token (\d+) at \((\S+), (\S+)\)", reading).groups()
 
     token, x, y = clicked(HEATMAP, 0.5, 0.4)
