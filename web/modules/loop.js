@@ -206,7 +206,7 @@ async function work() {
  */
 export function serve(open, ...same) {
   const HEARD = {
-    async start({ values, name }) {
+    async start({ values, name, trains = false }) {
       opening?.abort();
       latest = values;
       const { signal } = (opening = new AbortController());
@@ -224,6 +224,7 @@ export function serve(open, ...same) {
         busy.catch(() => {}).then(() => ended?.end?.());
         run = Object.assign(made, { ghost: old, values: latest });
         opening = null;
+        playing ||= trains;
         [trouble, until, more, sent] = ["", playing ? budget : 0, 0, {}];
         postMessage({ started: values });
       } catch (error) {

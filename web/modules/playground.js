@@ -27,9 +27,7 @@ export class Playground {
     const reset = button("Reset", "Start afresh with the same settings", () => this.apply({}, true));
     const works = Object.entries(settings.presets).filter(([, { off }]) => !off);
     this.presets = works.map(([name, { tip }]) => button(name, tip, () => this.choose(name)));
-    const moved = (name) => (value) => {
-      if (this.apply({ [name]: value }) && this.hasTrained) this.ask("play"); // a new start trains on
-    };
+    const moved = (name) => (value) => this.apply({ [name]: value }, false, true);
     const control = (name) => new Control(`${place.id}-${name}`, settings.controls[name], moved(name));
     const shown = settings.names.filter((name) => name !== "points"); // they are drawn
     this.controls = Object.fromEntries(shown.map((name) => [name, control(name)]));
@@ -81,19 +79,12 @@ export class Playground {
   }
   // Buttons of the front: they break what trains, mend it, and show all that there is.
   frontButtons({ tips, collapse, rescue }) {
-    const play = () => this.isPlaying || this.ask("play");
     const actions = {
-      Healthy: () => {
-        this.choose("healthy");
-        play();
-      },
-      Collapse: () => {
-        this.apply(collapse, true);
-        play();
-      },
+      Healthy: () => this.choose("healthy"),
+      Collapse: () => this.apply(collapse, true, true),
       Rescue: () => {
         this.apply(rescue);
-        play();
+        this.ask("play");
       },
       More: () => {
         const isMore = this.rest[0].hidden;
@@ -147,9 +138,10 @@ export class Playground {
   }
   /**
    * Put other values in force, as `Lab.apply` does: a new start for what is structural, else a turn of the knobs. Or say
-   * why not, and change nothing. Return whether it starts afresh. From here on `values` are what is asked for; `standing` is what trains.
+   * why not, and change nothing. A new start by a control or a preset trains; Reset and points leave a pause as it is.
+   * From here on `values` are what is asked for; `standing` is what trains.
    */
-  apply(asked, restart = false) {
+  apply(asked, restart = false, trains = false) {
     const { settings, values: before } = this;
     let values;
     try {
@@ -157,24 +149,24 @@ export class Playground {
     } catch (error) {
       this.say(`${error.message} ${KEPT}`);
       this.show();
-      return false;
+      return;
     }
     this.say("");
     this.values = values;
     const inForce = settings.inForce(values);
     const changes = restart ? { restart } : settings.changes(settings.inForce(before), inForce);
-    if (changes.restart) this.ask("start", { values: inForce, name: settings.graph(values) });
+    if (changes.restart) this.ask("start", { values: inForce, name: settings.graph(values), trains });
     else this.ask("turn", { values: inForce, knob: changes.knob });
     this.isOpening ||= changes.restart;
     if (!this.isOpening) this.standing = values;
     this.show();
-    return changes.restart;
   }
-  /** Set all that a preset sets; 'rescued' goes on with a collapsed run, if that is here. */
+  /** Set all that a preset sets, and train; 'rescued' goes on with a collapsed run, if that is here. */
   choose(preset) {
     const kept = this.settings.kept.map((name) => [name, this.values[name]]);
     const goesOn = preset === "rescued" && this.isAt("collapse");
-    this.apply({ ...this.settings.preset(preset), ...Object.fromEntries(kept) }, !goesOn);
+    this.apply({ ...this.settings.preset(preset), ...Object.fromEntries(kept) }, !goesOn, true);
+    if (goesOn) this.ask("play");
   }
   answer({ content, data, playing, started, refused }) {
     if (started || refused) this.isOpening = false;
@@ -187,7 +179,6 @@ export class Playground {
       }
     }
     if (!content) return;
-    this.hasTrained = content.words.step > 0 || playing;
     this.draw(content, data);
     if (playing === this.isPlaying) return;
     this.isPlaying = playing;
