@@ -1,6 +1,7 @@
 """Say what the page needs beside its graphs: controls, presets and texts once, and for each graph its panels."""
 
 import functools
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -22,7 +23,7 @@ from moe_lessons.training.as_pytorch import TEMPLATE, read_parts
 from moe_lessons.training.knobs import KNOBS, idle_with
 from moe_lessons.training.run import HELD_OUT, NOISE
 from moe_lessons.training.settings import D_MODEL, NUM_CLASSES, ROUTER_STARTS, plane_model
-from moe_lessons.widgets.canvas import COLORS
+from moe_lessons.widgets.canvas import COLORS, pack
 from moe_lessons.widgets.controls import CONTROLS, TIPS, named_stops
 from moe_lessons.widgets.plane_readings import NUM_TOKENS, SHOWN, read_plane
 from moe_lessons.widgets.playground import COLLAPSE, FRONT, FRONT_CONTROLS, PLANE_PANELS, PLAYGROUND, RESCUE, Playground
@@ -174,6 +175,19 @@ def graph_manifest(runs: dict[str, Run], setting: PlaneSetting) -> dict[str, Any
         },
         "panels": headers,
     }
+
+
+def first_picture() -> bytes:
+    """Encode what the playground shows before its first step, as the canvas takes it: a line of JSON, then arrays."""
+    lab = Playground()
+    encoded = [encode_panel(panel, place) for place, panel in enumerate(lab.panels())]
+    words = lab.lines() | {"step": 0, "state": "loading", "until": 0, "count": len(encoded)}
+    words["experts"] = lab.state.values["num_experts"]
+    lab.close()
+    slots, data = pack({slot: array for _, arrays in encoded for slot, array in arrays.items()})
+    headers = {place: header for place, (header, _) in enumerate(encoded)}
+    content = {"frame": 1, "colors": COLORS, "panels": headers, "slots": slots, "words": words}
+    return json.dumps(content).encode() + b"\n" + data
 
 
 def router_place(runs: dict[str, Run]) -> int:

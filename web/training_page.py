@@ -32,6 +32,7 @@ from web.manifest import (
     STOPS,
     STRUCTURE,
     USUAL,
+    first_picture,
     graph_manifest,
     graph_name,
     manifest,
@@ -93,6 +94,7 @@ def main(folder: str, graphs: str = "usual") -> None:
             write_compressed(folder / name, start_numbers(setting, seed).astype("<f4").tobytes())
     for seed in range(seeds):
         write_compressed(folder / f"seed-{seed}.z", seed_numbers(seed).astype("<f4").tobytes())
+    write_compressed(folder / "first.z", first_picture())
     for name, numbers in walls.numbers():
         write_compressed(folder / name, numbers.tobytes())
     texts = {"manifest": manifest(list(settings), seeds), "wall": walls.manifest()}

@@ -22,6 +22,15 @@ NONE = np.array(None)  # in the place of an array that no page has yet
 FIRST_PATIENCE, LONGEST_PATIENCE = 0.25, 30.0  # seconds of silence before the next picture is tried
 
 
+def pack(arrays: dict[str, np.ndarray]) -> tuple[list[list], bytes]:
+    """Lay arrays, by slot, into one buffer as the canvas takes it; say of each its slot, type, shape and place."""
+    slots, data = [], bytearray()
+    for slot, array in arrays.items():
+        slots.append([slot, array.dtype.str[1:], array.shape, len(data)])
+        data += array.tobytes() + bytes(-array.nbytes % 8)  # every array begins at a multiple of 8
+    return slots, bytes(data)
+
+
 class LiveCanvas(anywidget.AnyWidget):
     """Draw `Panel`s in the page. `show(panels)` sends what has changed since the last picture, in one message: a
     header (of panels whose description has changed, the description; where each array lies) and one buffer with the
@@ -84,15 +93,12 @@ class LiveCanvas(anywidget.AnyWidget):
             self._patience = min(2 * self._patience, LONGEST_PATIENCE)
         self.frame += 1
         self._sent_at = time.monotonic()
-        slots, data = [], bytearray()
-        for slot, array in arrays.items():
-            slots.append([slot, array.dtype.str[1:], array.shape, len(data)])
-            data += array.tobytes() + bytes(-array.nbytes % 8)  # every array begins at a multiple of 8
+        slots, data = pack(arrays)
         content = {"frame": self.frame, "panels": headers, "slots": slots, "words": words, **more}
         if is_a_try or self.frame % EVERY == 0:
             content["answer"] = True
         if not static_mode():
-            self.send(content, [bytes(data)])
+            self.send(content, [data])
 
     def _hear(self, _, content: Any, buffers) -> None:
         """Return what a page says; anything else than it can say is ignored."""

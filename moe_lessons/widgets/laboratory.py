@@ -111,10 +111,14 @@ class Lab(LiveRun):
 
     def load_words(self) -> tuple[str, str]:
         """Say what the load shows: the verdict, and the rest; nothing where there is no load."""
-        recent = self.main_run.records[-RECENT:]
-        load = recent_load(self.main_run, self.state.layer) if recent else self.clean_load
+        recent, load = self.main_run.records[-RECENT:], self.load
         dropped = sum(record.dropped_share for record in recent) / max(len(recent), 1)
         return ("", "") if load is None else describe_load(load, self.state.values.get("top_k", 1), dropped)
+
+    @property
+    def load(self) -> Any:
+        """Return the share of the assignments that each expert has received lately, (E,); None: nothing is known."""
+        return recent_load(self.main_run, self.state.layer) if self.main_run.records else self.clean_load
 
     def words(self) -> str:
         return "".join(self.load_words())

@@ -15,7 +15,7 @@ from moe_lessons.plots.panels.block import as_digits
 from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import PLANE_TASKS
 from moe_lessons.tasks.plane import read_points
-from moe_lessons.training import PRESETS, PlaneSetting, Run, plane_runs
+from moe_lessons.training import PRESETS, PlaneSetting, Run, is_dead, plane_runs
 from moe_lessons.training.as_pytorch import as_pytorch
 from moe_lessons.training.knobs import KNOBS, idle_knobs, idle_with
 from moe_lessons.training.settings import NUM_CLASSES, PLANE_ROUTERS, ROUTER_STARTS
@@ -256,10 +256,12 @@ class Playground(Lab):
         return super().words() + worse + self._words_of_points()
 
     def lines(self) -> dict[str, Any]:
-        """See `LiveRun`; and for the line of the step what the load is, and what a new start has."""
+        """See `LiveRun`; and for the line of the step what the load is, who is dead, and what a new start has."""
         values = self.state.values
+        load = self.load if self.step else ()  # before the first step nothing has failed
+        dead = [e for e, share in enumerate(load) if is_dead(values["top_k"] * float(share))]
         sizes = f"{values['num_experts']} experts, top-{values['top_k']}"
-        return super().lines() | {"verdict": self.load_words()[0], "sizes": sizes}
+        return super().lines() | {"verdict": self.load_words()[0] if self.step else "", "dead": dead, "sizes": sizes}
 
     def _words_of_points(self) -> str:
         said = TIPS["reading"]

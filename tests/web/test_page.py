@@ -307,19 +307,25 @@ def test_one_line_shows_a_state_in_another_document(visit, serve, tmp_path):
     assert frame.locator("#moe-seed").input_value() == "1" and frame.locator("#moe-task").input_value() == "voronoi"
 
 
-def test_a_picture_stands_until_the_first_live_one_which_follows_the_pointer(visit):
+def test_the_models_before_their_first_step_stand_where_they_train_which_follows_the_pointer(visit):
     waiting, opened = [], []
     take = lambda route: route.continue_() if opened else waiting.append(route)  # noqa: E731
     own = visit(before=lambda page: page.route("**/*.step.z", take))
+    status, figures = own.page.locator(".moe-status"), own.page.locator(".moe-canvas figure")
+    expect(status).to_have_text("step 0 · loading")
+    places = figures.evaluate_all("all => all.map(({offsetTop, offsetLeft}) => [offsetTop, offsetLeft])")
     own.button("Collapse").click()  # what is pressed before it is there counts
-    own.page.wait_for_timeout(500)
-    assert own.page.get_by_text("A picture").is_visible() and own.page.locator("canvas").count() == 0
     opened.append(True)
     for route in waiting:
         route.continue_()
-    own.page.locator(".moe-canvas[data-step]").wait_for()
-    own.wait_step(20)
+    own.wait_step(200)
+    assert figures.evaluate_all("all => all.map(({offsetTop, offsetLeft}) => [offsetTop, offsetLeft])") == places
     assert own.page.get_by_text("A picture").count() == 0 and own.state["router_aux_loss_coef"] == "0"
+    expect(status.locator("b")).to_have_text(re.compile("^[1-4] of 8 experts (is|are) dead$"))
+    own.button("Pause").click()
+    dead = own.page.locator(".moe-chips .moe-gone")
+    expect(dead).to_have_count(int(status.locator("b").inner_text()[0]))
+    assert "is dead" in dead.first.get_attribute("title")
     box, before = own.page.locator("canvas").first.bounding_box(), own.state.get("token")
     for part in range(5, 60):  # across the territory, until it meets another token
         own.page.mouse.move(box["x"] + 5 * part, box["y"] + 150)

@@ -2,7 +2,7 @@
 
 import { sayOn } from "./canvas/copy.js";
 
-const hasMouse = globalThis.matchMedia?.("(hover: hover)") ?? { matches: true }; // a worker has none
+export const hasMouse = globalThis.matchMedia?.("(hover: hover)") ?? { matches: true }; // a worker has none
 const SIDEWAYS = 8; // pixels that a finger goes before it moves a slider
 export const KEPT = "Your previous setting stays.";
 const kept = new Map(); // everything is asked for once, and again where it did not arrive

@@ -3,11 +3,11 @@
 
 import canvas from "./canvas/index.js";
 import { GIVEN, copyOrSave } from "./canvas/copy.js";
-import { Control, KEPT, bar, button, guide, json, make } from "./parts.js";
+import { Control, KEPT, bar, button, guide, hasMouse, json, make, unpacked } from "./parts.js";
 import { Settings } from "./settings.js";
 
 const SLOWLY = 100; // steps a second until somebody touches it: so one sees how it learns
-const LOADING = "Loading what trains. The picture is of an earlier training.";
+const LOADING = "Loading what trains.";
 export const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class Playground {
@@ -67,6 +67,7 @@ export class Playground {
     this.rest = front ? [...bars, ...drawing, ...later] : [];
     for (const element of this.rest) element.hidden = true;
     place.home.replaceChildren(dock, ...bars, place.said, this.view);
+    if (front && !place.state) this.drawFirst();
     if ("guide" in place.home.dataset) this.guide();
     this.worker = new Worker(new URL(worker, import.meta.url), { type: "module" });
     this.worker.onmessage = ({ data }) => this.answer(data);
@@ -112,11 +113,18 @@ export class Playground {
     const { hints } = this.settings.words;
     const elementOf = (name) => elements[name] ?? this.controls[name].input;
     guide(
-      this.dock,
+      this.place.home,
       Object.entries(hints).map(([name, text]) => ({ element: elementOf(name), text })),
     );
   }
-  /** Draw in the place of the still picture, from the first live one on. */
+  /** Draw the models before their first step, until the worker has them: see `first_picture` in web/manifest.py. */
+  async drawFirst() {
+    const bytes = await unpacked("first.z").catch(() => null);
+    if (!bytes || !this.still) return;
+    const end = bytes.indexOf(10);
+    this.draw(JSON.parse(new TextDecoder().decode(bytes.subarray(0, end))), bytes.slice(end + 1).buffer);
+  }
+  /** Draw in the place of the still picture, from the first one on. */
   draw(content, data) {
     if (this.still) {
       const model = {
@@ -189,7 +197,10 @@ export class Playground {
   heard({ drawn, pick, index, points }) {
     if (drawn) this.ask("drawn", { number: drawn });
     if (points) this.learn(this.values.points + points);
-    if (pick === "token" && "token" in this.controls) this.apply({ token: index });
+    if (pick !== "token" || !("token" in this.controls)) return;
+    this.apply({ token: index });
+    if (!hasMouse.matches)
+      this.view.querySelectorAll("figure")[1].scrollIntoView({ block: "nearest", behavior: "smooth" });
   }
   /** Learn points that were drawn by hand, or the task again where there are none. */
   learn(points) {

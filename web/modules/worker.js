@@ -213,7 +213,8 @@ const PANELS = {
       mark.texts[bar + 1] = text;
       mark.says[bar] = mark.says[bar].replace(/\d+ %$/, text);
     });
-    header.caption = header.caption.replace(/\d+(?=\u00a0%)/g, () => percents.shift());
+    const said = [0, percents.length - 1, 1].map((row) => percents[row]);
+    header.caption = header.caption.replace(/\d+(?=\u00a0%)/g, () => said.shift());
     return { ...manifest.answer, "0.places": [type, shape, places] };
   },
   heatmap(run, { probs, serves }) {
@@ -258,16 +259,17 @@ const PANELS = {
   },
 };
 
-// The verdict, and the rest.
+// The verdict, the rest, and who is dead.
 function describeLoad(load, { top_k: K }, { numbers: { dead, even }, words: { load: words } }) {
   const E = load.length;
   const busiest = load.indexOf(Math.max(...load));
   const most = load[busiest] * E;
-  const count = load.filter((share) => share * K < dead * (1 - 1e-6)).length;
+  const gone = range(E).filter((e) => load[e] * K < dead * (1 - 1e-6));
+  const count = gone.length;
   const [all, some] = [E > 1 ? "dense" : "one expert", count > 1 ? "dead" : "one dead"];
   const kind = K === E ? all : count ? some : most < even ? "even" : "uneven";
   const found = { experts: E, dead: count, limit: 100 * dead, busiest, times: most.toFixed(1) };
-  return words[kind].map((text) => filled(text, { ...found, goes_to: words["goes to"] }));
+  return [...words[kind].map((text) => filled(text, { ...found, goes_to: words["goes to"] })), gone];
 }
 
 function lines(run, out) {
@@ -279,7 +281,7 @@ function lines(run, out) {
   const guessing = Math.log(sizes.classes);
   const loss = mean(recent, ({ losses }) => losses[0]);
   const isWorse = run.step > sizes.recent && loss > 1.1 * guessing;
-  const [verdict, rest] = describeLoad([...(run.load ?? out.clean)], run.manifest, run.shared);
+  const [verdict, rest, dead] = describeLoad([...(run.load ?? out.clean)], run.manifest, run.shared);
   const [logits, probs, serves] = [out.logits, out.probs, out.serves].map((data) => rowOf(data, E, token));
   const order = range(E)
     .sort((one, other) => probs[other] - probs[one])
@@ -304,7 +306,7 @@ function lines(run, out) {
   const lost = muted(run) === null ? "" : filled(reading.muted, values);
   return {
     words: verdict + rest + worse + ofDrawing + hint,
-    verdict,
+    ...(run.step ? { verdict, dead } : { verdict: "", dead: [] }), // before the first step nothing has failed
     sizes: `${E} experts, top-${run.manifest.top_k}`,
     reading: filled(reading.token, { token, x, y, label, verdict: isRight, read, served }) + lost,
   };

@@ -118,9 +118,6 @@ def alike(values: list) -> list[str]:
     return ["–" if math.isnan(value) else f"{value:.{min(max(digits, 0), 4)}f}" for value in values]
 
 
-MATCHED = "about its FLOPs", "about its parameters"  # of the MoE: what the dense models of the answer have
-
-
 def answer(view) -> Panel:
     """Show what each model stores, what it computes for a token, and how much of what is held out it gets right."""
     models = [run.model for run in view.runs.values()]
@@ -138,11 +135,11 @@ def answer(view) -> Panel:
     none = [-1] * len(places)
     mark = Boxes(np.array(places, "f4"), texts, np.array(fills, "i4"), np.array(none, "i4"), np.array(none, "i4"), says)
     rows = Axis(len(models) - 0.5, -1.4, ticks=list(enumerate(view.runs)))
-    largest, part = list(view.runs)[-1], 100 * flops[0] / flops[-1]
+    (_, first, *_), largest, part = view.runs, list(view.runs)[-1], 100 * flops[0] / flops[-1]
     percents = [f"{percent:.0f}\N{NO-BREAK SPACE}%" for percent in right]
-    dense = zip(list(view.runs)[1:], MATCHED, percents[1:])
-    others = "; ".join(f"{name}, {of}: {percent}" for name, of, percent in dense)
-    caption = f"With {part:.0f} % of the FLOPs of {largest}, the MoE gets {percents[0]} right ({others})."
+    caption = f"MoE: {percents[0]} right with {part:.0f} % of the FLOPs of {largest} ({percents[-1]})."
+    if first != largest:
+        caption += f" {first.capitalize()}, at about its FLOPs: {percents[1]}."
     return Panel("Stored, computed, correct", [mark], Axis(0, 3, ticks=()), rows, height=108, caption=caption)
 
 

@@ -124,7 +124,7 @@ def route(view) -> Panel:
     place, label = [round(part, 2) for part in plane.points[token].tolist()], int(plane.classes[token])
     probs, correct = as_array(routing.router_probs[token], "f4"), bool(plane.correct[token])
     idle = model.num_experts - model.top_k
-    rest = f"; the other {idle} only occup{'y' if idle > 1 else 'ies'} memory" if idle else ""
+    rest = f"; {idle} only occup{'y' if idle > 1 else 'ies'} memory" if idle else ""
     caption = f"This token loads {model.top_k} of {model.num_experts} experts{rest}."
     marks = [Route(probs, weights, token, place, label, correct)]
     return Panel("A token through the block", marks, EMPTY, EMPTY, caption=caption)

@@ -183,15 +183,19 @@ function showWords(view, now) {
   for (const name of ["trouble", "words", "reading"]) say(parts[name], words[name] ?? "");
   if (words.state === "training" && now - view.statusAt < STATUS) return;
   view.statusAt = now;
-  say(parts.status, status(view));
+  const { status } = parts;
+  if (!status.childElementCount) status.append(make("span"), make("b"), make("span"));
+  statusOf(view).forEach((text, i) => say(status.children[i], text));
+  status.classList.toggle("moe-bad", words.dead?.length > 0);
 }
 
 // What is done, what came of it, and how long it will train yet, at the speed it has had.
-function status(view) {
-  const { step, until, verdict, sizes } = view.words;
-  if (until === undefined) return "";
-  const fresh = sizes && performance.now() - view.freshAt < FRESH ? `Started afresh: ${sizes}` : "";
-  return [fresh, `step ${step}`, verdict, doing(view)].filter(Boolean).join(" · ");
+function statusOf(view) {
+  const { step, until, verdict = "", sizes } = view.words;
+  if (until === undefined) return ["", "", ""];
+  const fresh = sizes && performance.now() - view.freshAt < FRESH ? `Started afresh: ${sizes} · ` : "";
+  const now = doing(view);
+  return [`${fresh}step ${step}${verdict && " · "}`, verdict, now && ` · ${now}`];
 }
 
 function doing(view) {
@@ -213,19 +217,24 @@ function showChips(view) {
   const { pinned, words, parts } = view;
   const { chips } = parts;
   const count = words.experts ?? 0;
-  const key = `${count} ${pinned}`;
+  const { dead = [] } = words;
+  const key = `${count} ${pinned} ${dead}`;
   if (view.chips === key) return;
   view.chips = key;
   if (chips.childElementCount !== count)
     chips.replaceChildren(...range(count).map((expert) => newChip(view, expert)));
   chips.hidden = !count;
-  for (const chip of chips.children) set(chip, { "aria-pressed": Number(chip.dataset.expert) === pinned });
+  [...chips.children].forEach((chip, expert) => {
+    const isDead = dead.includes(expert);
+    chip.classList.toggle("moe-gone", isDead);
+    const title = `Expert ${expert}${isDead ? " is dead" : ""}: point to see it, click to keep it`;
+    set(chip, { "aria-pressed": expert === pinned, title });
+  });
 }
 
 function newChip(view, expert) {
-  const title = `Expert ${expert}: point to see it, click to keep it`;
   const button = make("button", "", styled(make("i"), cloth(view, expert)), `E${expert}`);
-  return set(button, { type: "button", "data-expert": expert, title, tabindex: expert ? -1 : 0 }); // then arrows
+  return set(button, { type: "button", "data-expert": expert, tabindex: expert ? -1 : 0 }); // then arrows
 }
 
 // What lies now where the pointer is.

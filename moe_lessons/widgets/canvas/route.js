@@ -82,6 +82,7 @@ function drawFlow({ pen, view }, at, x, expert, weight, prob) {
 
 function drawExpert({ pen, view }, at, x, expert, prob, weight) {
   const isBusy = weight > 0;
+  const isDead = view.words.dead?.includes(expert);
   const name = at.pitch < 25 ? String(expert) : `E${expert}`;
   const bar = new Path2D(
     `M${x - at.pitch * 0.3} ${at.bars}h${at.pitch * 0.6}v${prob * at.longest}h${-at.pitch * 0.6}z`,
@@ -93,11 +94,13 @@ function drawExpert({ pen, view }, at, x, expert, prob, weight) {
     for (const path of [bar, box]) pen.fillExpert(path, expert, ground);
   } else {
     pen.fill(bar, grey);
-    pen.stroke(box, { color: grey, width: 1 });
+    pen.stroke(box, { color: isDead ? view.colors.red : grey, width: 1, dash: isDead ? [3, 3] : [] });
   }
   const halo = expert < 8 ? "" : css(ground); // keeps letters apart from stripes
   const style = isBusy ? { color: css(inkOn(ground)), halo, weight: 700 } : { color: css(view.quiet) };
-  pen.write(name, x, at.experts, style);
+  const isNamed = isDead && at.pitch >= 25;
+  pen.write(name, x, at.experts - (isNamed ? 7 : 0), style);
+  if (isNamed) pen.write("dead", x, at.experts + 7, { ...style, weight: 700 });
   if (at.pitch < (isBusy ? 25 : 34)) return;
   const isNarrow = pen.measure(percent(prob)) > at.pitch - 2;
   const text = isNarrow ? (100 * prob).toFixed() : percent(prob);
@@ -110,6 +113,7 @@ function drawExpert({ pen, view }, at, x, expert, prob, weight) {
  * @returns {import("./stops.js").Stops} its experts
  */
 export function stopsOfRoute(card, { probs, weights }) {
+  const { dead = [] } = card.view.words;
   const { box } = card;
   const count = probs.length;
   const at = placesOfRoute(card, count);
@@ -122,7 +126,7 @@ export function stopsOfRoute(card, { probs, weights }) {
       [expert, "router probability", percent(probs[expert])],
       [null, "weight", weight],
     ];
-    return { expert, title: `E${expert}`, rows };
+    return { expert, title: `E${expert}${dead.includes(expert) ? ", dead" : ""}`, rows };
   };
   return { columns: count, count, place, at: (x, y) => Math.min(find(x, y), count - 1), tell };
 }
