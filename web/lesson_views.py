@@ -98,8 +98,7 @@ def map_state(call: str) -> str:
         given |= {word.arg: ast.literal_eval(word.value) for word in node.keywords} if node else {}
     except ValueError:  # a machine or a shape of one's own
         return ""
-    state = {name: value for name, value in given.items() if name not in ("width", "batch_size")}
-    return urlencode(state) if state.get("model") in models() and "measured" not in state else ""
+    return urlencode(given) if given.get("model") in models() and "measured" not in given else ""
 
 
 def steps_of(words: str) -> str:

@@ -16,8 +16,9 @@ from moe_lessons.analysis.roofline import (
     sizes_of,
 )
 from moe_lessons.analysis.speedup import speedups
-from moe_lessons.plots.marks import encode_panel
+from moe_lessons.plots.marks import Panel, Table, encode_panel
 from moe_lessons.plots.speeds import EDGE_INKS, LAST, LEVELS, speedup_panel
+from moe_lessons.plots.theme import DENSE_INKS, OTHER
 from moe_lessons.widgets.canvas import COLORS
 from moe_lessons.widgets.speedup_map import EXPERT_STOPS, SpeedupMap
 from web.manifest import describe_control
@@ -25,6 +26,7 @@ from web.manifest import describe_control
 COURSE = "the course's own"  # a model of its language models
 NAMES = "Mixtral 8x7B", "OLMoE-1B-7B", "Qwen3-30B-A3B", "gpt-oss-20b", "DeepSeek-V3"
 TOP_K = 1, 2, 4, 8, 16
+HEIGHT = 360  # pixels: the map with both axes, and all above it, on one screen
 
 
 def models() -> dict[str, ModelSizes]:
@@ -59,13 +61,14 @@ def speedup_manifest() -> dict[str, Any]:
     first, stops = next(iter(offered)), {"num_experts": EXPERT_STOPS, "top_k": TOP_K}
     stops |= {"machine": tuple(rows.index), "weights": tuple(WEIGHT_BYTES)}
     view = SpeedupMap(first, machine="NVIDIA H200 SXM")  # into which it fits
-    usual = {"model": first} | view.settings
+    usual = {"model": first} | view.settings | {"width": 2, "batch_size": 64}
     view.close()
     controls = {name: describe_control(name, stops.get(name)) for name in view.inputs}
     model = {"label": "Model", "tip": "With how large experts, and what else", "is_list": True}
     model["stops"] = [(name, name) for name in offered]
     one = speedups(offered[first], view.roof, "bfloat16", 2.0 ** np.arange(LAST + 1))
-    heat = {"places": [], "columns": 1, "titles": [], "says": []}
+    heat = {"places": [], "columns": 1, "titles": [], "selected": [0, 0]}
+    table = Panel("", [Table((), (), ())], width=4, height=HEIGHT)
     return {
         "models": {name: described(sizes) for name, sizes in offered.items()},
         "machines": {
@@ -78,6 +81,8 @@ def speedup_manifest() -> dict[str, Any]:
         "levels": LEVELS,
         "edges": EDGE_INKS,
         "last": LAST,
-        "panel": encode_panel(speedup_panel(one, 4.0, heat, width=12, height=430), 0)[0],
+        "panel": encode_panel(speedup_panel(one, 4.0, heat, width=8, height=HEIGHT), 0)[0],
+        "table": encode_panel(table, 1)[0],
+        "inks": {"": OTHER} | DENSE_INKS,  # of dense models
         "colors": COLORS,
     }

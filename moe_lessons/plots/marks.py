@@ -57,18 +57,18 @@ class Stack(NamedTuple):
 
 class Heat(NamedTuple):
     """Values all over the panel: z (rows, columns), bottom row first, bilinear, in two directions of colour from 0 to
-    ±`most`. contours (L, rows): x of each line in each row; the one of number `strong` is thick. places (N, 2): x and y
-    of what can be pointed at, the top row first, with `titles` and what a tip `says`, names and values; a click selects
-    one. selected: x and y of a ring. legend: texts, and the values whose colours they have."""
+    ±`most`. contours (L, rows): x of each line in each row, with `names`. regions: what is said of those below 0 and
+    above, where there is room. places (N, 2): x and y of what can be pointed at, the top row first, with `titles`; a
+    click selects one. selected: x and y of a ring. legend: texts, and the values whose colours they have."""
 
     z: Any
     most: float
     contours: Any
-    strong: int
+    names: Sequence[str]
+    regions: tuple[str, str]
     places: Any
     columns: int
     titles: Sequence[str]
-    says: Sequence[Sequence[tuple[str, str]]]
     selected: Any = None
     legend: Sequence[tuple[str, float]] = ()
 

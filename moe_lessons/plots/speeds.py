@@ -46,7 +46,9 @@ def plot_published_speeds(frame: pd.DataFrame) -> Axes:
 
 
 EDGE_INKS = {"lower edge": 4, "upper edge": 3}  # of the lines on a map
-TITLE = "Speedup of the MoE: brown above 1, purple below"
+TITLE = "Speedup of the MoE over a dense model"
+REGIONS = "MoE slower", "MoE faster"
+CAPTION = "Edges: derived from experts and FFN alone. Contours: the roofline; on 1 both are as fast."
 
 
 def edge_lines(edges: Callable[[float], tuple[float, float] | None], top: float) -> list[Line]:
@@ -56,55 +58,36 @@ def edge_lines(edges: Callable[[float], tuple[float, float] | None], top: float)
     lines = []
     for place, (name, ink) in enumerate(EDGE_INKS.items()):
         points = [(width, np.log2(each[place])) for width, each in found if each[place] <= 2**LAST]
-        lines += [Line(*np.array(points).T, name, ink, strong=False)] if len(points) > 1 else []
+        lines += [Line(*np.array(points).T, name, ink)] if len(points) > 1 else []
     return lines
 
 
 def speedup_panel(
     found: Speedups, top: float, heat: Mapping[str, Any], marks: Sequence[Any] = (),
-    points: Sequence[tuple[float, int, float]] = (), **more: Any,
+    points: Sequence[tuple[float, int, float]] = (), caption: str = "", **more: Any,
 ) -> Panel:  # fmt: skip
     """Draw the speedup of a mixture over dense models 1 to `top` times as wide as its active part: colours, and lines
     at `LEVELS`. found: at batch sizes from 1 to 4,096, evenly spaced in their logarithm. heat: the rest of the mark,
     see `Heat`. marks: over it. points: (width, batch size, speedup) as measured, in the colour that the map has for
-    their speedup; at the edges they have room. more: of the panel."""
+    their speedup; at the edges they have room. caption: under what the lines are. more: of the panel."""
     room = 0.02 * top * bool(points)
     low, high = 1 - room, top + room
     z = np.log2(found.at(np.linspace(low, high, len(found.moe)))).astype("f4")  # (rows, columns)
     contours = np.array([found.widths(level) for level in LEVELS])
     x, y = np.array([point[0] for point in points]), np.log2([point[1] for point in points])
     beside = np.where(x < 0.95 * top, 0.012, -0.055) * top  # right of a point, or left
-    measured = np.column_stack([x + beside, y.clip(0.35)])
-    crossing = [place for mark in marks if isinstance(mark, Line) for place in zip(mark.x, mark.y)]
-    labels = _contour_labels(contours, top, [*measured, *crossing])
-    drawn = [Heat(z, 4.0, contours.astype("f4"), LEVELS.index(1), legend=LEGEND, **heat), *marks, _texts(labels)]
+    names = [f"{level:g}" for level in LEVELS]
+    drawn = [Heat(z, 4.0, contours.astype("f4"), names, REGIONS, legend=LEGEND, **heat), *marks]
     if points:
         speedup = np.array([each for *_, each in points])
-        texts = [(tuple(place), f"{each:#.2g}".rstrip(".")) for place, each in zip(measured, speedup)]
-        drawn += [Points(x, y, fill=np.log2(speedup).astype("f4"), most=4.0), _texts(texts, strong=True)]
+        texts = [f"{each:#.2g}".rstrip(".") for each in speedup]
+        places = np.column_stack([x + beside, y.clip(0.35), 0 * x, 0 * x + 0.4])
+        none = [-1] * len(texts)
+        said = Boxes(places, texts, [0] * len(texts), none, none, [""] * len(texts), strong=True)
+        drawn += [Points(x, y, fill=np.log2(speedup).astype("f4"), most=4.0), said]
     x = Axis(low, high, "dense FFN width, × the MoE's active width")
     y = Axis(0, LAST, "batch size", [(n, f"{2**n:,}") for n in range(LAST + 1)])
-    return Panel(TITLE, drawn, x, y, **more)
-
-
-def _contour_labels(contours: np.ndarray, top: float, taken: Sequence[Any]) -> list[tuple[tuple[float, float], str]]:
-    """Place the level of each contour (levels, rows) at its bottom, at its top and at the tip of the valley, where it
-    touches no other label and no place (x, y) that is taken."""
-    rows, taken, labels = np.linspace(0, LAST, contours.shape[1]), list(taken), []
-    for level, line in zip(LEVELS, contours):
-        for row in {7, len(line) - 2, int(line.argmax())}:
-            place = line[row] + 0.006 * top, rows[row]
-            is_free = all(abs(x - place[0]) >= 0.055 * top or abs(y - place[1]) >= 0.5 for x, y in taken)
-            if 1 + 0.01 * top < line[row] < 0.95 * top and is_free:
-                labels.append((place, f"{level:g}"))
-                taken.append(place)
-    return labels
-
-
-def _texts(said: Sequence[tuple[tuple[float, float], str]], strong: bool = False) -> Boxes:
-    places, texts = [(*place, 0, 0.4) for place, _ in said], [text for _, text in said]
-    none = [-1] * len(said)
-    return Boxes(np.reshape(places, (-1, 4)), texts, [0] * len(said), none, none, [""] * len(said), strong=strong)
+    return Panel(TITLE, drawn, x, y, caption="\n".join(filter(None, (CAPTION, caption))), **more)
 
 
 class Stream:

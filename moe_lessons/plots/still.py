@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from moe_lessons.plots import marks
 from moe_lessons.plots import theme as style
+from moe_lessons.plots.labels import place_labels
 from moe_lessons.plots.marks import Axis, Cells, Field, Panel, Parts, Table, Text
 from moe_lessons.plots.theme import LIGHT, LessonFigure, annotate, expert_color, expert_hatch, ink_on
 from moe_lessons.tasks.plane import read_points
@@ -184,8 +185,11 @@ def draw_heat(mark: marks.Heat, ax, panel):
     rows = np.linspace(y, y_end, len(z))
     plane = np.linspace(x, x_end, z.shape[1]), rows, z
     ax.pcolormesh(*plane, cmap=_two_ways(), vmin=-mark.most, vmax=mark.most, shading="gouraud", zorder=0.5)
-    for number, line in enumerate(np.asarray(mark.contours, dtype=float)):
-        ax.plot(line, rows, color=LIGHT.foreground, lw=2.4 if number == mark.strong else 0.7, zorder=1)
+    ax.plot(np.asarray(mark.contours, dtype=float).T, rows, color=LIGHT.foreground, lw=0.7, zorder=1)
+    for label in place_labels(panel, ax.bbox.width, ax.bbox.height):
+        place = x + (x_end - x) * label.x / ax.bbox.width, y + (y_end - y) * label.y / ax.bbox.height
+        weight = "bold" if label.is_region else "normal"
+        annotate(ax, label.text, place, halo=LIGHT.background, ha="center", weight=weight, zorder=3)
     if mark.selected is not None:
         ax.plot(*mark.selected, zorder=2.6, **RING)
 

@@ -1,6 +1,6 @@
 """The speedup map: over which dense model, at which batch size, on which machine a mixture is faster, and why."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -133,29 +133,21 @@ class SpeedupMap(Picture):
 
     def panels(self) -> list[Panel]:
         (widths, batches), top = self.grid(), self.top
-        titles, says = zip(*self.tooltips(widths, batches))
         places = np.stack(np.broadcast_arrays(widths, np.log2(batches)[:, None]), axis=-1).reshape(-1, 2)
-        heat = {"places": places, "columns": len(widths), "titles": titles, "says": says}
+        heat = {"places": places, "columns": len(widths), "titles": self.titles(widths, batches)}
         heat["selected"] = np.array([min(self.width, top), np.log2(self.batch)])
         weights, context = self.inputs["weights"].value, self.inputs["context_length"].value
         found = speedups(self.sizes, self.roof, weights, 2 ** np.linspace(0, LAST, ROWS), context)
         drawn = speedup_panel(found, top, heat, self.marks(), self.shown(), width=7, height=430, caption=self.caption())
-        title = f"One step at batch size {self.batch:,}, dense, {self.width:g}×"
+        (title,) = self.titles(np.array([self.width]), np.array([self.batch]))
         return [drawn, Panel(title, [self.table()], width=5, height=300)]
 
-    def tooltips(self, widths: np.ndarray, batches: np.ndarray) -> list[tuple[str, list[tuple[str, str]]]]:
-        """Say at each of the batch sizes (B,) for each width (W,) how long both models take, and what bounds them."""
-        moe, dense = self.costs(1.0, batches[:, None].astype(float))
-        dense[FFN] = tuple(cost * widths for cost in dense[FFN])  # (B, W), as all else of it is linear in nothing
-        size = len(batches), len(widths)
-        both = [readings(costs, self.roof, size) for costs in (moe, dense)]
-        made, places = [], product(batches.tolist(), widths.tolist())
-        for (batch, width), (own, said), (theirs, others) in zip(places, *both):
-            names = "MoE", f"dense, {width:g}×"  # as exact as the place
-            rows = [(names[0], said[0]), *(("", text) for text in said[1:]), (names[1], others[0])]
-            title = f"batch size {batch:,}, {names[1]}: speedup {theirs / own:.2f}"
-            made.append((title, rows + [("", text) for text in others[1:]]))
-        return made
+    def titles(self, widths: np.ndarray, batches: np.ndarray) -> list[str]:
+        """Say the speedup at each of the batch sizes (B,) over each width (W,)."""
+        given = self.sizes, self.roof, self.inputs["weights"].value, batches.astype(float)
+        found = speedups(*given, self.inputs["context_length"].value).at(widths)
+        places = zip(product(batches.tolist(), widths.tolist()), found.ravel())
+        return [f"Batch size {batch:,}, dense, {width:g}×: speedup {each:.2f}" for (batch, width), each in places]
 
     def marks(self) -> list[Line | Rule]:
         """What stands on the map: the two edges, the quality-matched width, and the end of memory."""
@@ -237,6 +229,7 @@ class SpeedupMap(Picture):
         said = [
             f"By the roofline of {place}, at batch size {batch:,}: an MoE of {E} experts, top-{K}, has a speedup of "
             f"{speedup:.2f} over a dense model of {width:g} × its active width. {why}.",
+            f"Over this dense model it is {edge_words(self.edges(width))}.",
             f"The KV cache, which both have, takes {percent(cache)} of its step." if cache > 0.1 else "",
             f"Quality-matched width: {self.matched} ×." if self.matched and self.is_as_made else "",
             self.unfit(),
@@ -272,27 +265,19 @@ def seconds(costs: Costs, machine: Machine) -> float:
     return float(sum(part_seconds(costs, machine).values()))
 
 
-def is_memory(cost: tuple[Any, Any], machine: Machine) -> Any:
-    """Tell whether memory bounds a part; else its arithmetic does."""
-    return cost[0] * machine.ridge >= cost[1]
-
-
 def bound(cost: tuple[float, float], machine: Machine) -> str:
-    return "memory" if is_memory(cost, machine) else "compute"
+    return "memory" if cost[0] * machine.ridge >= cost[1] else "compute"
 
 
-def readings(costs: Costs, machine: Machine, size: tuple[int, int]) -> Iterator[tuple[float, list[str]]]:
-    """Give for each place (B, W) the seconds of a step, and in words: these, bytes and FLOPs, and what bounds each part
-    of more than a hundredth of it."""
-    times = {part: np.broadcast_to(own, size) for part, own in part_seconds(costs, machine).items()}
-    reads, flops = (np.broadcast_to(sum(own), size) for own in zip(*costs.values()))
-    whole = sum(times.values())
-    shown = {part: own > 0.01 * whole for part, own in times.items()}
-    kinds = [np.where(shown[part], np.where(is_memory(cost, machine), 1, 2), 0) for part, cost in costs.items()]
-    for step, read, flop, *bounds in zip(*(own.ravel().tolist() for own in (whole, reads, flops, *kinds))):
-        parts = [", ".join(part for part, kind in zip(costs, bounds) if kind == wanted) for wanted in (1, 2)]
-        said = [f"{name}-bound: {own}" for name, own in zip(("memory", "compute"), parts) if own]
-        yield step, [f"{say_seconds(step)}: {size_words(read)}, {flop_words(flop)}", *said]
+def edge_words(found: tuple[float, float] | None) -> str:
+    """Say between which batch sizes an MoE is slower, of its `edges`: 'faster below …'."""
+    if found is None:
+        return "slower at no batch size"
+    lower, upper = (f"{edge:.1f}" if edge < 10 else f"{edge:,.0f}" for edge in found)
+    upper += " (beyond this map)" if found[1] > 2**LAST else ""
+    if lower == "1.0":
+        return f"slower below batch size {upper}, faster above"
+    return f"faster below batch size {lower} and above {upper}, slower between"
 
 
 def flop_words(count: float) -> str:

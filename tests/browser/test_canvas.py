@@ -139,7 +139,7 @@ TIPS = [
     (1, "jitter", r"step \d+ E\d, share of assignments [\d.]+ %"),
     (2, "Load of each layer", r"Layer \d E\d, load [\d.]+ × "),
     (2, "Domains", r"code|greek E\d, share of its tokens [\d.]+ %"),
-    (3, MAP, r"batch size [\d,]+, dense, [\d.]+×: speedup [\d.]+"),
+    (3, MAP, r"Batch size [\d,]+, dense, [\d.]+×: speedup [\d.]+"),
     (4, "Where the parameters", r"total embedding 131 M parameters .* in all 46.7 B"),
 ]
 

@@ -11,9 +11,10 @@ from moe_lessons.analysis.inference import PROMPT, measure_machine, union_law
 from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, machine_for, machines, published_sizes, sizes_of
 from moe_lessons.analysis.speedup import edges, edges_of, measure_speedups, speedups
 from moe_lessons.nn import LanguageModel, TransformerConfig, dense_baseline
+from moe_lessons.plots.labels import place_labels
 from moe_lessons.plots.marks import Boxes, Heat, Line, Points, Rule
-from moe_lessons.plots.speeds import LEVELS
 from moe_lessons.widgets import SpeedupMap
+from moe_lessons.widgets.speedup_map import edge_words
 
 COURSE = TransformerShape(256, 512, 2, 8, 4, 64, 1024, num_experts=16, top_k=2)
 BATCHES = 2.0 ** np.arange(13)
@@ -79,6 +80,10 @@ def test_the_edges_are_where_the_roofline_crosses_1_at_200_random_settings():
         assert last == pytest.approx(upper * (1 - missing), rel=1e-3)
     assert edges(16, 2, 8, 10) is None and edges(16, 2, 4, 10, 4.0)[1] == 2 * edges(16, 2, 4, 10)[1]
     h200, sizes = Machine(4.8e12, 989e12), published_sizes()
+    assert edge_words(edges(8, 2, 2, 206)) == "faster below batch size 2.4 and above 412, slower between"
+    assert edge_words(edges(8, 2, 1, 206)) == "slower below batch size 824, faster above"
+    assert edge_words(edges(256, 8, 2, 300)).endswith("above 4,800 (beyond this map), slower between")
+    assert edge_words(edges(8, 2, 4, 206)) == "slower at no batch size"
     assert edges_of(sizes["Mixtral 8x7B"], 2, h200, "bfloat16") == edges(8, 2, 2, h200.ridge)
     assert edges_of(sizes["DeepSeek-V3"], 4, h200, "bfloat16") == edges(256, 8, 4, h200.ridge, 2, 1.0)
     with pytest.raises(ValueError, match="^width must be .* at least 1, got 0.5$"):
@@ -135,7 +140,8 @@ def test_the_map_and_the_table_say_the_same_place():
         assert heat.titles[place].endswith(f"{width:g}×: speedup {expected:.2f}")
     table = view.panels()[1].marks[0]
     assert dict(zip(table.rows, table.cells))["bytes loaded"] == ["32.1 MB", "107 MB"]
-    assert {"0.5", "2", "4"} < set(mark(view, Boxes).texts) < {f"{level:g}" for level in LEVELS}
+    labels = {label.text for label in place_labels(view.panels()[0], 500, 400)}
+    assert {"0.5", "2", "4", "MoE slower", "MoE faster"} < labels < {*heat.regions, *heat.names}
     np.testing.assert_allclose(points.fill, np.log2([0.8, 4.0]), rtol=1e-6)
     for place, line in enumerate(mark for mark in view.panels()[0].marks if isinstance(mark, Line)):
         for width, height in zip(line.x[::7], line.y[::7]):
@@ -144,10 +150,13 @@ def test_the_map_and_the_table_say_the_same_place():
 
 def test_measured_numbers_have_room_at_the_edges_and_no_name_of_a_line_lies_on_them():
     points = [(width, batch, 1.0) for width in (1, 4, 5, 8) for batch in (4, 16, 64)]
-    panel = a_map(measured=points).panels()[0]
+    view = a_map(measured=points)
+    panel = view.panels()[0]
     assert panel.x.low < 1 and panel.x.high > 8
-    lines, said = (np.reshape(own.places, (-1, 4))[:, :2] for own in panel.marks if isinstance(own, Boxes))
-    assert len(lines) > 6 and (np.abs(lines[:, None] - said) > (0.3, 0.45)).any(axis=-1).all()
+    labels = np.array([(label.x, label.y) for label in place_labels(panel, 500, 400)])
+    x, y, *_ = np.array(mark(view, Boxes).places).T
+    said = np.column_stack([500 * (x - panel.x.low) / (panel.x.high - panel.x.low), 400 * y / 12])
+    assert len(labels) > 6 and (np.abs(labels[:, None] - said) > (18, 15)).any(axis=-1).all()
 
 
 def test_the_quality_matched_width_is_on_the_map_while_the_mixture_has_its_experts():

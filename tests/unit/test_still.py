@@ -25,7 +25,7 @@ MARKS = [
     marks.Cells(TWO, even=0.5, selected=1),
     marks.Bars(X, limit=0.5, second=X),
     marks.Stack(X, TWO, second=TWO[0]),
-    marks.Heat(TWO, 4.0, np.ones((2, 3)), 1, TWO, 1, "abc", ((("a", "b"),),) * 3, X[:2]),
+    marks.Heat(TWO, 4.0, np.ones((2, 3)), "ab", ("low", "high"), TWO, 1, "abc", X[:2]),
     marks.Line(X, X, "MoE", 2, model=0, low=X, high=X + 1),
     marks.Points(X, X, X > 1, X.astype(int), tokens=True, selected=2),
     marks.Drawn("0fle3xy7", 1),

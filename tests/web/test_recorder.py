@@ -19,6 +19,7 @@ TRAINS = {
     "00-Playground-2": "preset=healthy&router_aux_loss_coef=0.0",
 }
 H200 = "model=Mixtral+8x7B&num_experts=8&top_k=2&machine=NVIDIA+H200+SXM&weights=bfloat16&context_length=1024"
+H200 += "&width=3.2&batch_size=1"
 MAPS = {"12-SpeedupMap": H200}
 STILL = ("ConfigCalculator", "ParameterMap", "StreamView", "SpeedupMap")
 

@@ -1,15 +1,19 @@
 """The speedup map of the page is that of the notebook, for each setting, and its address has the settings."""
 
 import json
+import re
 import shutil
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import numpy as np
 import pytest
+from playwright.sync_api import expect
 
 from moe_lessons.analysis.speedup import speedups
-from moe_lessons.plots.marks import Boxes, Heat, Line, Rule
+from moe_lessons.plots.labels import place_labels
+from moe_lessons.plots.marks import Heat, Line, Rule
 from moe_lessons.widgets import SpeedupMap
+from moe_lessons.widgets.speedup_map import edge_words
 from web.speedup import models, speedup_manifest
 from web.training_page import CANVAS, MODULES
 
@@ -54,32 +58,78 @@ def test_each_setting_is_computed_as_in_the_notebook(page, own):
         values = own["usual"] | given
         if "model" in given and "num_experts" not in given:
             values |= {name: own["models"][given["model"]][name] for name in ("num_experts", "top_k")}
-        call = "async ([own, values]) => (await import('./speedup.js')).panelOf(own, values)"
+        values |= {"width": 3.2, "batch_size": 16}
+        call = "async ([own, values]) => (await import('./speedup.js')).panelsOf(own, values)"
         made = page.evaluate(call, [own, values])
-        view = SpeedupMap(values["model"], **{name: value for name, value in values.items() if name != "model"})
-        assert made["panel"]["x"]["high"] == pytest.approx(view.top)
-        heat, words = made["panel"]["marks"][0], made["panel"]["marks"][1]
-        marks = view.panels()[0].marks
-        wanted = {kind: [mark for mark in marks if isinstance(mark, kind)] for kind in (Heat, Boxes, Line, Rule)}
+        panel, table = made["panels"].values()
+        place = {"width": min(3.2, panel["x"]["high"]), "batch_size": 16}
+        given = {name: value for name, value in values.items() if name != "model"}
+        view = SpeedupMap(values["model"], **given | place)
+        assert panel["x"]["high"] == pytest.approx(view.top)
+        heat, (map_panel, table_panel) = panel["marks"][0], view.panels()
+        marks = map_panel.marks
+        wanted = {kind: [mark for mark in marks if isinstance(mark, kind)] for kind in (Heat, Line, Rule)}
         (expected,) = wanted[Heat]
-        for name in ("z", "contours", "places"):
+        for name in ("z", "contours", "places", "selected"):
             values_of = np.array(made["arrays"][heat[name]["slot"]][2]).ravel()
             np.testing.assert_allclose(values_of, np.ravel(getattr(expected, name)), rtol=1e-4, atol=1e-5)
         assert heat["titles"] == list(expected.titles) and heat["columns"] == expected.columns
-        bounds = [[text for name, text in rows if not name] for rows in heat["says"]]
-        assert bounds == [[text for name, text in rows if not name] for rows in expected.says]
-        assert sorted(words["texts"]) == sorted(wanted[Boxes][0].texts)
-        lines = [mark for mark in made["panel"]["marks"] if mark["mark"] == "Line"]
+        assert (heat["names"], heat["regions"]) == (expected.names, list(expected.regions))
+        shown = json.loads(json.dumps(table_panel.marks[0]._asdict()))
+        assert table["marks"] == [{"mark": "Table"} | shown] and table["title"] == table_panel.title
+        assert f" is {edge_words(view.edges(place['width']))}." in made["finding"]
+        lines = [mark for mark in panel["marks"] if mark["mark"] == "Line"]
         assert [line["name"] for line in lines] == [line.name for line in wanted[Line]]
         for line, own_line in zip(lines, wanted[Line]):
             for axis in ("x", "y"):
                 values_of = made["arrays"][line[axis]["slot"]][2]
                 np.testing.assert_allclose(values_of, getattr(own_line, axis), rtol=1e-6, atol=1e-9)
-        rules = [mark for mark in made["panel"]["marks"] if mark["mark"] == "Rule" and mark["name"]]
+        rules = [mark for mark in panel["marks"] if mark["mark"] == "Rule" and mark["name"]]
         assert [(rule["name"], rule["y"]) for rule in rules] == [
             (rule.name, rule.y and pytest.approx(rule.y)) for rule in wanted[Rule] if rule.name
         ]
         assert made["trouble"] == view.unfit()
+
+
+PLACED = """async ([own, values, width, height]) => {
+  const { panelsOf } = await import("./speedup.js");
+  const { placeLabels } = await import("./canvas/labels.js");
+  const { panels, arrays } = panelsOf(own, values);
+  const shaped = ([, shape, values]) => Object.assign(values, { shape });
+  const arrayOf = ([name, value]) => [name, value?.slot ? shaped(arrays[value.slot]) : value];
+  const filled = (mark) => Object.fromEntries(Object.entries(mark).map(arrayOf));
+  const marks = panels[0].marks.map(filled);
+  const { x, y } = panels[0];
+  const along = (axis, size) => (value) => ((value - axis.low) / (axis.high - axis.low)) * size;
+  const up = along(y, height);
+  const pen = { measure: (text) => 6.6 * text.length };
+  const box = { left: 0, top: 0, width, height };
+  const labels = placeLabels({ box, pen, marks, x: along(x, width), y: (value) => height - up(value) }, marks[0]);
+  return labels.map(({ text, x, y }) => [text, x, height - y]);
+}"""
+
+
+def test_words_stand_where_there_is_room_and_as_in_a_still_picture(page, own):
+    for given in SETTINGS:
+        values = own["usual"] | given
+        view = SpeedupMap(values["model"], **{name: value for name, value in values.items() if name != "model"})
+        panel = view.panels()[0]
+        heat = panel.marks[0]
+        for width, height in ((280, 320), (720, 320)):
+            placed = place_labels(panel, width, height)
+            made = page.evaluate(PLACED, [own, values, width, height])
+            assert [text for text, *_ in made] == [label.text for label in placed]
+            np.testing.assert_allclose([at for _, *at in made], [(one.x, one.y) for one in placed], atol=0.1)
+            for label in placed:
+                left, low, right, high = label.box
+                row, column = (np.array((label.y / height, label.x / width)) * 48).round().astype(int)
+                assert not label.is_region or label.text == heat.regions[int(heat.z[row, column] > 0)]
+                for line in heat.contours:
+                    heights = np.arange(low, high)
+                    x = (np.interp(heights / height * 48, np.arange(49), line) - 1) / (view.top - 1) * width
+                    assert not ((left < x) & (x < right)).any(), (label, given)
+                others = [other.box for other in placed if other != label]
+                assert all(left > x1 or right < x0 or low > y1 or high < y0 for x0, y0, x1, y1 in others)
 
 
 def test_a_slider_moves_the_map_and_the_address_opens_it_again(page, address):
@@ -97,7 +147,13 @@ def test_a_slider_moves_the_map_and_the_address_opens_it_again(page, address):
     assert page.locator("#moe-model").input_value() == "DeepSeek-V3"
     assert page.locator(".moe-said").inner_text() == "It does not fit: 1,342 GB of weights, 141 GB of memory."
     page.locator("canvas").hover(position={"x": 300, "y": 200})
-    assert "speedup" in page.locator(".moe-tip").inner_text()
+    said = page.locator(".moe-tip").inner_text()
+    assert "speedup" in said and page.locator("figure b").last.inner_text() != said
+    page.locator("canvas").click(position={"x": 300, "y": 200})
+    expect(page.locator("figure b").last).to_have_text(said)  # the table beside the map, which stays
+    state = dict(parse_qsl(urlsplit(page.url).fragment))
+    assert f"dense, {state['width']}×" in said
+    assert page.locator(".moe-finding").inner_text().startswith(f"Over dense, {state['width']}×")
     page.goto("about:blank")
     page.goto(f"{address}#machine=abacus")
     page.locator("canvas").wait_for()
@@ -113,3 +169,18 @@ def test_the_page_knows_each_model_that_it_offers():
         ] == pytest.approx(sizes.read(1))
     one = speedups(models()["Mixtral 8x7B"], SpeedupMap().roof, "bfloat16", np.array([1.0]))
     assert one.at(np.array([1.0])).item() == pytest.approx(1, rel=0.01)
+
+
+def test_on_a_phone_the_map_comes_first_and_a_tap_stays(browser, address):
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(address)
+    picture = page.locator("canvas")
+    picture.wait_for()
+    page.wait_for_function("document.querySelector('canvas').style.visibility === ''")
+    tops = [page.locator(name).first.bounding_box()["y"] for name in (".moe-finding", "canvas", "table", "select")]
+    assert tops == sorted(tops)
+    picture.tap(position={"x": 200, "y": 150})
+    expect(page.locator("figure b").last).to_have_text(re.compile("Batch size (64|128|256), dense, [\\d.]+×: speedup"))
+    expect(page.locator(".moe-tip")).to_be_hidden()
+    context.close()

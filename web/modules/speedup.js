@@ -7,6 +7,7 @@ import { Control, bar, json, make, pack } from "./parts.js";
 
 const ROWS = 49; // batch sizes that are drawn, and widths
 const FEWEST = 14; // places that can be pointed at, in a row
+const PLACE = { width: 1e4, batch_size: 4096 }; // that is selected: the most of each
 
 const say = (value) => (value < 1e-4 ? `${short(1e6 * value)} µs` : `${short(1e3 * value)} ms`);
 function sizeOf(bytes) {
@@ -41,15 +42,35 @@ export function stepOf(costs, [bandwidth, peak]) {
   }));
   const seconds = parts.reduce((sum, part) => sum + part.seconds, 0);
   const [bytes, flops] = [1, 2].map((at) => costs.reduce((sum, cost) => sum + cost[at], 0));
-  return { parts, seconds, text: `${say(seconds)}: ${sizeOf(bytes)}, ${short(flops)} FLOPs` };
+  return { parts, seconds, bytes, flops };
 }
 
-function rowsOf(name, { parts, seconds, text }) {
-  const bounds = ["memory", "compute"].map((kind) => {
-    const bound = parts.filter((part) => part.kind === kind && part.seconds > 0.01 * seconds);
-    return bound.length && ["", `${kind}-bound: ${bound.map((part) => part.name).join(", ")}`];
-  });
-  return [[name, text], ...bounds.filter(Boolean)];
+const titleOf = (batch, width, speedup) =>
+  `Batch size ${batch.toLocaleString("en")}, dense, ${width}×: speedup ${speedup.toFixed(2)}`;
+
+// Both models at a place, as `table` of moe_lessons/widgets/speedup_map.py has them.
+function tableOf({ table, inks }, steps, batch, width) {
+  const rows = {
+    "least time of a step": steps.map(({ seconds }) => say(seconds)),
+    "bytes loaded": steps.map(({ bytes }) => sizeOf(bytes)),
+    FLOPs: steps.map(({ flops }) => `${short(flops)}FLOP`.replace(" B", " G")),
+  };
+  for (const { name } of steps[0].parts) {
+    const parts = steps.map((step) => step.parts.find((part) => part.name === name));
+    if (parts.some((part) => part?.seconds))
+      rows[name] = parts.map((part) => (part?.seconds ? `${say(part.seconds)}, ${part.kind}` : "–"));
+  }
+  const columns = ["MoE", `dense, ${width}×`];
+  const ofModels = [0, inks[columns[1]] ?? inks[""]];
+  const mark = {
+    mark: "Table",
+    columns,
+    rows: Object.keys(rows),
+    cells: Object.values(rows),
+    inks: ofModels,
+  };
+  const [moe, dense] = steps;
+  return { ...table, title: titleOf(batch, width, dense.seconds / moe.seconds), marks: [mark] };
 }
 
 // The two batch sizes between which the mixture is slower than a dense model: `edges` of moe_lessons/analysis/speedup.py.
@@ -61,6 +82,18 @@ export function edgesOf(model, { E, K, weight }, [bandwidth, peak], width) {
   const lower = Math.log1p(-loaded) / Math.log1p(-K / E);
   const computeBound = ((peak / bandwidth) * weight) / 2;
   return lower < computeBound ? [lower, (computeBound * (E + shared)) / asWide] : undefined;
+}
+
+// Between which batch sizes the mixture is slower: `edge_words` of moe_lessons/widgets/speedup_map.py.
+export function edgeWords(pair, last) {
+  if (!pair) return "slower at no batch size";
+  const [lower, edge] = pair.map((value) =>
+    value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en"),
+  );
+  const upper = pair[1] > 2 ** last ? `${edge} (beyond this map)` : edge;
+  return lower === "1.0"
+    ? `slower below batch size ${upper}, faster above`
+    : `faster below batch size ${lower} and above ${upper}, slower between`;
 }
 
 // What memory has room for: a sentence where the weights do not fit, else how many sequences do; of weights alone, any.
@@ -86,32 +119,13 @@ function edgeLines(manifest, edges, top, first) {
     const slots = ["x", "y"].map((axis) => `0.${first + edge}.${axis}`);
     arrays[slots[0]] = ["f4", [points.length], points.map(([width]) => width)];
     arrays[slots[1]] = ["f4", [points.length], points.map(([, ends]) => ends[edge])];
-    return [{ mark: "Line", x: { slot: slots[0] }, y: { slot: slots[1] }, name, ink, strong: false }];
+    return [{ mark: "Line", x: { slot: slots[0] }, y: { slot: slots[1] }, name, ink, strong: true }];
   });
-  const places = found.flatMap(([width, ends]) => ends.map((end) => [width, end]));
-  return { marks, arrays, places };
+  return { marks, arrays };
 }
 
-// Where the level of each contour stands, as `_contour_labels` of moe_lessons/plots/speeds.py has it: it touches nothing.
-function contourLabels({ levels, last }, lines, top, taken) {
-  const labels = [];
-  const isFree = ([x, y]) =>
-    [...taken, ...labels.map(([, place]) => place)].every(
-      (other) => Math.abs(other[0] - x) >= 0.055 * top || Math.abs(other[1] - y) >= 0.5,
-    );
-  levels.forEach((level, i) => {
-    const line = lines[i];
-    for (const row of new Set([7, ROWS - 2, line.indexOf(Math.max(...line))])) {
-      const place = [line[row] + 0.006 * top, (last * row) / (ROWS - 1)];
-      const isInside = line[row] > 1 + 0.01 * top && line[row] < 0.95 * top;
-      if (isInside && isFree(place)) labels.push([String(level), place]);
-    }
-  });
-  return labels;
-}
-
-// The panel for these settings, and its arrays.
-export function panelOf(manifest, values) {
+// The panels for these settings, their arrays, and what is found at the width that is selected.
+export function panelsOf(manifest, values) {
   const model = manifest.models[values.model];
   const { num_experts: E, top_k: K, context_length: context, weights: kind } = values;
   const [bandwidth, usual, fast, memory] = manifest.machines[values.machine];
@@ -135,39 +149,33 @@ export function panelOf(manifest, values) {
   const apart = 2 ** Math.round(Math.log2((top - 1) / FEWEST));
   const across = [...new Set(range(Math.floor(top / apart + 0.25) + 1).map((i) => Math.max(i * apart, 1)))];
   const places = range(manifest.last + 1).flatMap((i) => across.map((width) => [width, manifest.last - i]));
-  const tooltips = places.map(([width, row]) => {
-    const [moe, dense] = [step(2 ** row), step(2 ** row, width)];
-    const name = `dense, ${width}×`;
-    const title = `batch size ${(2 ** row).toLocaleString("en")}, ${name}: speedup ${(dense.seconds / moe.seconds).toFixed(2)}`;
-    return [title, [...rowsOf("MoE", moe), ...rowsOf(name, dense)]];
-  });
+  const speedup = (batch, width) => step(batch, width).seconds / step(batch).seconds;
+  const titles = places.map(([width, row]) => titleOf(2 ** row, width, speedup(2 ** row, width)));
   const panel = structuredClone(manifest.panel);
-  const [heat, words] = [panel.marks[0], panel.marks.at(-1)];
-  const [titles, says] = [0, 1].map((at) => tooltips.map((one) => one[at]));
-  Object.assign(heat, { titles, says, columns: across.length });
+  const [heat] = panel.marks;
+  const [width, batch] = [Math.min(values.width, top), values.batch_size];
+  Object.assign(heat, { titles, columns: across.length });
   panel.x.high = top;
   const { trouble = "", sequences } = roomFor(model, setting, memory);
   if (sequences >= 1 && sequences < 2 ** manifest.last) {
     const text = `memory is full: ${sequences.toLocaleString("en")} sequences`;
     panel.marks.push({ mark: "Rule", x: null, y: Math.log2(sequences), kind: "limit", name: text });
   }
-  const edges = edgeLines(manifest, (width) => edgesOf(model, setting, roof, width), top, panel.marks.length);
-  panel.marks.push(...edges.marks);
-  const labels = contourLabels(manifest, lines, top, edges.places);
-  words.texts = labels.map(([text]) => text);
-  words.says = labels.map(() => "");
-  const none = labels.map(() => -1);
+  const edges = (over) => edgesOf(model, setting, roof, over);
+  const drawn = edgeLines(manifest, edges, top, panel.marks.length);
+  panel.marks.push(...drawn.marks);
+  const isPublished = E === model.experts && K === model.top_k;
+  const mixture = isPublished ? values.model : `${values.model} with ${E} experts, top-${K},`;
+  const finding = `Over dense, ${width}× (of the active FFN width), ${mixture} on one ${values.machine} is ${edgeWords(edges(width), manifest.last)}.`;
   const arrays = {
-    ...edges.arrays,
+    ...drawn.arrays,
     [heat.z.slot]: ["f4", [ROWS, ROWS], z],
     [heat.contours.slot]: ["f4", [lines.length, ROWS], lines.flat()],
     [heat.places.slot]: ["f4", [places.length, 2], places.flat()],
-    [words.places.slot]: ["f4", [labels.length, 4], labels.flatMap(([, place]) => [...place, 0, 0.4])],
-    [words.fill.slot]: ["i4", [labels.length], labels.map(() => 0)],
-    [words.expert.slot]: ["i4", [labels.length], none],
-    [words.token.slot]: ["i4", [labels.length], none],
+    [heat.selected.slot]: ["f4", [2], [width, Math.log2(batch)]],
   };
-  return { panel, arrays, trouble };
+  const table = tableOf(manifest, [step(batch), step(batch, width)], batch, width);
+  return { panels: { 0: panel, 1: table }, arrays, trouble, finding, places };
 }
 
 // The settings that an address asks for, and why it cannot be read.
@@ -175,8 +183,12 @@ function read(manifest, state) {
   const given = [...new URLSearchParams(state)];
   const values = { ...manifest.usual };
   for (const [name, text] of given) {
+    if (name in PLACE && Number(text) >= 1 && Number(text) <= PLACE[name]) {
+      values[name] = Number(text);
+      continue;
+    }
     const stop = manifest.controls[name]?.stops.find(([, value]) => String(value) === text);
-    if (!stop) return [manifest.usual, `The address cannot be read: ${name} cannot be ${text}.`];
+    if (!stop) return [{ ...manifest.usual }, `The address cannot be read: ${name} cannot be ${text}.`];
     values[name] = stop[1];
   }
   return [values, ""];
@@ -184,10 +196,11 @@ function read(manifest, state) {
 
 export default async function show(place) {
   const manifest = await json("speedup.json");
-  let [values, trouble] = [manifest.usual, ""];
+  let [values, trouble] = [{ ...manifest.usual }, ""];
   let frame = 0;
   let hear;
-  const view = make("div");
+  let places = [];
+  const [view, finding] = [make("div"), make("div", { class: "moe-finding" })];
   const names = Object.keys(manifest.controls);
   const change = (name) => (value) => {
     values = { ...values, [name]: value };
@@ -202,25 +215,29 @@ export default async function show(place) {
     (name) => new Control(`${place.id}-${name}`, manifest.controls[name], change(name)),
   );
   const elements = controls.map(({ element }) => element);
-  place.home.replaceChildren(
-    bar(make("b", {}, "Speedup map"), ...place.shares()),
-    bar(...elements),
-    place.said,
-    view,
-  );
-  const model = { on: (_, action) => (hear = action), off() {}, get() {}, set() {}, send() {} };
+  place.home.replaceChildren(bar(...elements), finding, bar(...place.shares()), place.said, view);
+  const send = ({ pick, index }) => {
+    if (pick !== "place" || !places[index]) return;
+    const [width, row] = places[index];
+    Object.assign(values, { width, batch_size: 2 ** row });
+    trouble = "";
+    draw();
+  };
+  const model = { on: (_, action) => (hear = action), off() {}, get() {}, set() {}, send };
   canvas.render({ el: view, model });
   function draw() {
     values.top_k = clamp(values.top_k, 1, values.num_experts);
-    const { panel, arrays, trouble: unfit } = panelOf(manifest, values);
+    const { panels, arrays, trouble: unfit, ...found } = panelsOf(manifest, values);
+    places = found.places;
+    finding.textContent = found.finding;
     names.forEach((name, i) => {
       const fits = ([, value]) => name !== "top_k" || value <= values.num_experts;
       controls[i].show(values[name], manifest.controls[name].stops.filter(fits));
     });
     const { slots, data } = pack(arrays);
     const colors = frame ? undefined : manifest.colors;
-    const seen = { count: 1, experts: 0, words: "" };
-    hear({ frame: ++frame, colors, panels: { 0: panel }, slots, words: seen }, [new DataView(data)]);
+    const seen = { count: 2, experts: 0, words: "" };
+    hear({ frame: ++frame, colors, panels, slots, words: seen }, [new DataView(data)]);
     place.say(trouble || unfit || "");
     if (!trouble) place.keep(String(new URLSearchParams(values)));
   }

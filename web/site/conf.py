@@ -48,9 +48,8 @@ VIEWS = {  # pages of the site, each with the view of the page of this name
     },
     "speedup": {
         "title": "The speedup of an MoE: over which dense model, at which batch size",
-        "text": "The time of a step of a dense model over that of an MoE, by the roofline of a machine, from its bytes "
-        "and FLOPs. Brown: the MoE is faster, below the lower edge and above the upper one. Purple: between them, it "
-        "is slower. Point at a place, or tap it, to read what bounds both models there.",
+        "text": "The speedup is the time of a decoding step of a dense model over that of an MoE, by the roofline of a "
+        "machine. Click or tap a place: the table says what bounds both models there.",
         "picture": "_static/speedup.png",
         "alt": "A map: the width of the dense model from left to right, the batch size upwards, the speedup as colour",
     },

@@ -5,6 +5,7 @@ import { css, hatchOf, inkOn, isHatched, mix, packed, tile, twoWays } from "./co
 import { make } from "./elements.js";
 import { colorOf, strength } from "./view.js";
 import { grid, points } from "./stops.js";
+import { placeLabels } from "./labels.js";
 
 /** @typedef {import("./stops.js").Stops} Stops  What can be pointed at. */
 /** @typedef {import("./cards.js").Chart} Chart  A panel with axes. */
@@ -329,15 +330,18 @@ export function stopsOfCells(card, { z, rows: kind, even, numbers }) {
 // --- values all over a panel ---
 
 /**
- * Draw a `Heat`: its colours, its contours, and a ring around the place that is selected.
+ * Draw a `Heat`: its colours, its contours, its words, and a ring around the place that is selected.
  * @param {Chart} card in which it lies
  * @param {Mark} mark its values and lines
  */
 export function drawHeat(card, mark) {
   const { pen, view, box, cache } = card;
-  const { z, contours, strong, places, selected } = mark;
+  const { z, contours, places, selected } = mark;
   const [rows] = z.shape;
   if (cache.z !== z || cache.paper !== view.paper) paintHeat(cache, mark, view);
+  if (cache.labelled !== z || cache.box !== box) {
+    Object.assign(cache, { labelled: z, box, labels: placeLabels(card, mark) });
+  }
   pen.context.save();
   pen.context.clip(new Path2D(`M${box.left} ${box.top}h${box.width}v${box.height}h${-box.width}z`));
   pen.context.drawImage(cache.image, box.left, box.top, box.width, box.height);
@@ -345,9 +349,11 @@ export function drawHeat(card, mark) {
   for (const line of range(contours.shape[0])) {
     const path = new Path2D();
     across.forEach((y, row) => path.lineTo(card.x(contours[line * rows + row]), y));
-    pen.stroke(path, { color: css(view.ink), width: line === strong ? 2.6 : 0.8 });
+    pen.stroke(path, { color: css(view.ink), width: 0.8 });
   }
   pen.context.restore();
+  for (const { text, x, y, isRegion } of cache.labels)
+    pen.write(text, x, y, { halo: css(view.paper), weight: isRegion ? 600 : 400 });
   const { place } = view.pointed;
   if (isNumber(place)) ring(card, places.subarray(2 * place), css(view.ink));
   if (selected) ring(card, selected, view.colors.red);
@@ -379,10 +385,8 @@ function paintHeat(cache, { z, most }, view) {
  * @param {Mark} mark its places, and what is said of each
  * @returns {Stops} the places of a `Heat`
  */
-export function stopsOfHeat(card, { places, columns, titles, says }) {
+export function stopsOfHeat(card, { places, columns, titles }) {
   const [xs, ys] = [0, 1].map((axis) => range(titles.length).map((i) => places[2 * i + axis]));
-  const tell = (place) => {
-    return { place, title: titles[place], rows: says[place].map(([name, value]) => [null, name, value]) };
-  };
+  const tell = (place) => ({ place, title: titles[place], rows: [] });
   return { ...points(card, xs, ys, Math.hypot), columns, noun: "places", tell };
 }
