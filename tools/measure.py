@@ -178,7 +178,7 @@ def busy_processes(number: int) -> Iterator[None]:
 def row(name: str, numbers: list[float]) -> str:
     first, pictures, steps, share, median, late = numbers
     steps_text = f"{steps:,.0f}" if steps >= 100 else f"{steps:.3g}"
-    texts = f"{first:.1f} s", f"{pictures:.0f}", steps_text, f"{share:.0%}", f"{median:.0f}; {late:.0f} ms"
+    texts = f"{first:.1f} s", f"{pictures:.0f}", steps_text, f"{100 * share:.0f} %", f"{median:.0f}; {late:.0f} ms"
     return f"| {' | '.join([name, *texts])} |"
 
 

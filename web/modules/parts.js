@@ -142,30 +142,31 @@ export class Place {
 }
 
 /**
- * Show hints, one at a time, each at what it is about: it goes when it is followed, and all go when they are closed.
+ * Show hints, one at a time, each at what it is about: it goes when it or a later one is followed, and all go when they
+ * are closed.
  * @param {Element} place in which they stand
  * @param {{element: Element, text: string}[]} hints what is waited for, and what each says
  */
 export function guide(place, hints) {
   const hint = make("div", { class: "moe-hint", role: "note" });
   const close = button("×", "No more hints", () => hint.remove());
-  const next = () => {
-    if (!hints.length) {
+  const pointed = hasMouse.matches ? "pointerover" : "click"; // a finger that scrolls has not tapped
+  let next = 0;
+  const show = (at) => {
+    next = at;
+    if (at === hints.length) {
       hint.remove();
       return;
     }
-    const { element, text } = hints.shift();
-    const pointed = hasMouse.matches ? "pointerover" : "click"; // a finger that scrolls has not tapped
-    const event = { BUTTON: "click", INPUT: "input" }[element.tagName] ?? pointed;
-    const follow = () => {
-      element.removeEventListener(event, follow);
-      if (hint.isConnected) next();
-    };
-    element.addEventListener(event, follow);
+    const { text } = hints[at];
     hint.replaceChildren(hasMouse.matches ? text : text.replace("Point at", "Tap"), close);
     place.append(hint);
   };
-  next();
+  hints.forEach(({ element }, at) => {
+    const event = { BUTTON: "click", INPUT: "input" }[element.tagName] ?? pointed;
+    element.addEventListener(event, () => hint.isConnected && at >= next && show(at + 1));
+  });
+  show(0);
 }
 
 /** A label, a slider or a list of stops, and what it says. */

@@ -206,7 +206,8 @@ export function stopsOfField(card, { z, classes }) {
     const sum = parts.reduce((total, part) => total + part, 0);
     const order = range(parts.length).sort((one, other) => parts[other] - parts[one]);
     const rows = order.slice(0, 3).map((e) => [e, `E${e}`, percent(parts[e] / sum)]);
-    const where = `E${order[0]} at ${short(card.xAt(x))}, ${short(card.yAt(y))}`;
+    const place = [card.xAt(x), card.yAt(y)].map((value) => value.toFixed(2).replace("-", "−"));
+    const where = `E${order[0]} at (${place.join(", ")})`;
     const title = classes?.length ? `${where}: class ${classAt(card.box, classes, x, y)}` : where;
     return { expert: order[0], title, rows };
   };
