@@ -53,7 +53,7 @@ def control(name: str, stops: Any = None) -> W.Widget:
     if not stops:
         made = W.Text(continuous_update=False, **text)
     elif isinstance(stops, Box):
-        made = W.BoundedIntText(min=0, max=stops.high, **text)
+        made = W.IntText(**text)  # a bounded one would change what was typed, without a word
     elif isinstance(stops, Reach):
         made = W.FloatSlider(min=stops.low, max=stops.high, step=stops.step, value=stops.low, **text)
     elif isinstance(stops, range):

@@ -73,7 +73,7 @@ async def test_a_new_start_keeps_a_run_to_compare_with_and_a_closed_view_says_so
     for control in lab.spec.structural:
         lab.advance(2)
         old, widget = lab.main_run, lab.inputs[control]
-        stops = (3,) if isinstance(widget, W.BoundedIntText) else lab.stops(control, lab.state.values)
+        stops = (3,) if isinstance(widget, W.IntText) else lab.stops(control, lab.state.values)
         others = [stop[-1] if isinstance(stop, tuple) else stop for stop in stops if stop != widget.value]
         free = {"domains": ("greek",), "points": "3xy7"}  # where nothing is chosen from a list
         widget.value = free[control] if control in free else others[:2][-1]
@@ -112,6 +112,9 @@ async def test_what_is_refused_changes_nothing_and_moves_the_controls_back(monke
     lab.inputs["lr"].value = 0.05
     await settled()
     assert lab.main_run.knobs.lr == 0.05 and "too many" not in words(lab)
+    lab.inputs["seed"].value = 12345
+    await settled()
+    assert "seed must be a whole number from 0 to 9,999, got 12345" in words(lab) and lab.step == 3
     assert_consistent(lab)
 
 
