@@ -49,7 +49,7 @@ def watching_others() -> Iterator[Others]:
     if seconds > SHORT:
         others.share = (seconds_of_others() - before) / seconds / (os.cpu_count() or 1)
     if others.are_busy:  # in a notebook it comes after the outputs, which are compared
-        sentence = f"Another program takes {others.share:.0%} of this machine: do not trust these times."
+        sentence = f"Another program takes {100 * others.share:.0f} % of this machine: do not trust these times."
         if not in_notebook():
             print(sentence, file=sys.stderr)
         elif not static_mode():

@@ -273,7 +273,8 @@ def as_tables(report: dict[str, Any]) -> str:
     kinds = [f"{k['top_k']} of {k['num_experts']} experts in {k['blocks']} blocks" for k in report["experts"]]
     lines = [f"{report['class']}: " + ("; ".join(kinds) or "dense: a token uses every parameter"), ""]
     lines += [f"total parameters    {total:>20,}  {short_number(total)}: what memory must hold"]
-    lines += [f"active parameters   {active:>20,}  {short_number(active)}: what a token uses, {active / total:.1%}"]
+    share = f"{100 * active / total:.1f} %"
+    lines += [f"active parameters   {active:>20,}  {short_number(active)}: what a token uses, {share}"]
     flops, longer = report["flops_per_token"], report["flops_per_token_with_context"]
     longer = "unknown" if longer is None else short_number(longer)
     lines += [f"FLOPs for a token   {flops:>20,}  {short_number(flops)}; with {context:,} tokens of context {longer}"]

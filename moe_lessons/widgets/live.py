@@ -61,6 +61,8 @@ class LiveRun(Picture):
 
     `await view.finished()` waits in a cell for the training to pause. A view ends when its cell runs again."""
 
+    of_still = " A still of an earlier training: run this cell, and it trains live."
+
     def __init__(
         self, runs, panels=("loss", "load", "film"), *, play: int = 0, max_steps: int = 1500, columns: int | None = 3,
         spec: Spec = LIVE_RUN, values: Mapping[str, Any] = MappingProxyType({}),

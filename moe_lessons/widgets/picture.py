@@ -22,6 +22,7 @@ class Picture(W.VBox):
     """
 
     status: dict[str, Any] = {"state": "paused"}  # and, of what trains, `step` and `until`
+    of_still = ""  # what stands under its still besides
 
     def __init__(self, panels: Panel | Sequence[Panel] = (), rows: Sequence[W.Widget] = ()):
         self._panels = [panels] if isinstance(panels, Panel) else list(panels)
@@ -45,8 +46,8 @@ class Picture(W.VBox):
         words = words or self.sentence()
         self.canvas.show(panels, count=len(panels), words=words, tips=tips(self), **self.status)
 
-    def picture(self) -> still.LessonFigure:
-        return still.figure(self.panels(), caption=self.sentence())
+    def picture(self, words: str = "") -> still.LessonFigure:
+        return still.figure(self.panels(), caption=self.sentence() + words)
 
     def close(self) -> None:
         """Remove it with all its widgets."""
@@ -61,7 +62,7 @@ class Picture(W.VBox):
 
     def _repr_mimebundle_(self, include=None, exclude=None, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The picture, the repr and, unless the page is static, the live view."""
-        data: dict[str, Any] = {"text/plain": repr(self), "image/png": self.picture().png()}
+        data: dict[str, Any] = {"text/plain": repr(self), "image/png": self.picture(self.of_still).png()}
         if not static_mode():
             data = super()._repr_mimebundle_() | data
         return data, {"image/png": {"alt": self.sentence() or repr(self)}}

@@ -18,6 +18,10 @@ WATCH = """() => {
 def test_after_run_all_the_first_view_is_seen_training_and_nothing_answers_a_prediction(lab, open_notebook, view_of):
     lesson = open_notebook("00_welcome.ipynb")
     page, note = lesson.page, lesson.page.locator("p", has_text="Equal bands would end")
+    expect(page.locator(".jp-OutputPlaceholder")).to_have_count(3)  # what is stored of predictions is hidden
+    expect(note).to_be_hidden()
+    lesson.set_theme("dark")
+    expect(page.locator(".jp-RenderedImage img").first).not_to_have_css("filter", "none")  # and no picture is white
     page.evaluate("jupyterapp.commands.execute('editmenu:clear-all')")
     page.evaluate(WATCH)
     lesson.run_all()

@@ -63,7 +63,8 @@ def shown(cell) -> list[ast.AST]:
 
 @pytest.mark.parametrize("number", LESSONS)
 def test_nothing_answers_a_prediction_before_it_is_answered(number):
-    """From a prediction on, up to its note, what is shown is folded, and the note stands right below a folded cell."""
+    """From a prediction on, up to its note, what is shown is folded, and the note stands right below a folded cell.
+    What is stored is hidden, in JupyterLab, until its cell runs."""
     name, last, found = "", None, 0
     for cell in cells(number):
         asks = re.search(r"^(\w+) = \w*Prediction\(", cell.source, re.M) if cell.cell_type == "code" else None
@@ -71,7 +72,9 @@ def test_nothing_answers_a_prediction_before_it_is_answered(number):
         if cell.cell_type == "markdown" and "What to notice" in cell.source and name:
             assert folds.search(last.source), cell.source
             name, found = "", found + 1
-        elif cell.cell_type == "code" and name and not asks and ".check(" not in cell.source:
+        elif cell.cell_type == "code" and ".reveal(" in cell.source:  # also before anything runs
+            assert cell.metadata.jupyter.outputs_hidden, cell.source
+        if cell.cell_type == "code" and name and not asks and ".check(" not in cell.source:
             assert all(folds.match(ast.unparse(part)) for part in shown(cell)), cell.source
         name = asks[1] if asks else name
         last = cell if cell.cell_type == "code" else last

@@ -105,7 +105,7 @@ def test_the_figures_and_the_table(tmp_path, capsys):
     assert main(["cost", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("MixtralForCausalLM: 2 of 8 experts in 32 blocks\n")
-    for said in ("46,702,792,704", "12,879,925,248", "27.6%", "93.41", "NVIDIA H100 SXM"):
+    for said in ("46,702,792,704", "12,879,925,248", "27.6 %", "93.41", "NVIDIA H100 SXM"):
         assert said in printed
     dense = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128}
     report = report_of(dense, tmp_path, capsys)
