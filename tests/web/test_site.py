@@ -187,6 +187,35 @@ def test_a_lesson_shows_its_views_alive_and_without_javascript_their_pictures(ad
         context.close()
 
 
+def test_a_lesson_answers_though_no_cell_runs_and_shows_the_code_to_be_written(address, browser):
+    page = browser.new_page()
+    page.goto(f"{address}/notebooks/02_the_moe_block.html")
+    assert page.locator(".moe-lessons [aria-current]").inner_text() == "02 The MoE block"
+    assert [*map(str.split, page.locator(".moe-steps b").all_inner_texts())][1][:2] == ["03", "·"]
+    assert not [text for text in ("Created using", "Not attempted") if page.get_by_text(text).count()]
+    codes = page.locator(".cell_input:visible").all_inner_texts()
+    defined = [re.search(r"^(?:def|class) (\w+)", code, re.M)[1] for code in codes]
+    assert defined == ["my_weights", "my_moe", "MyMoE", "report"]
+    options = page.get_by_text("E1, E2 and all rows of the router"), page.get_by_text("0.73, 0.27, 0.00")
+    for option, verdict in zip(options, ("✘ What happened: E1, E2 and their two rows", "✔ ")):
+        option.click()
+        assert page.locator(".moe-option[open]", has=option).inner_text().partition("\n")[2].strip().startswith(verdict)
+    page.get_by_text("Solution").first.click()
+    assert "def my_weights" in page.locator(".cell_output details[open] pre").inner_text()
+    page.close()
+
+
+def test_a_view_of_a_lesson_trains_to_the_step_of_its_text_and_then_on(address, browser):
+    page = browser.new_page()
+    page.goto(f"{address}/notebooks/00_welcome.html")
+    view = page.locator("[data-moe=playground][data-steps='200']").first
+    view.scroll_into_view_if_needed()
+    view.locator(".moe-canvas[data-state=paused][data-step='200']").wait_for()
+    view.get_by_role("button", name="Play", exact=True).click()
+    view.locator(".moe-canvas:not([data-step='200'])").wait_for()
+    page.close()
+
+
 def test_a_line_that_is_typed_on_the_front_page_is_read_by_the_text_model(address, browser):
     page = browser.new_page(reduced_motion="reduce")
     page.goto(f"{address}/index.html")

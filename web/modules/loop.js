@@ -220,12 +220,13 @@ export function serve(open, ...same) {
         const last = run?.step > recent ? run : run?.ghost;
         const old = same.every((each) => last?.values[each] === values[each]) ? last : null;
         if (old) old.ghost = null;
+        playing ||= trains;
+        if (run || !until) until = playing ? budget : 0; // else it was asked to play so many steps before it was there
         const ended = run; // it may be in the middle of a step
         busy.catch(() => {}).then(() => ended?.end?.());
         run = Object.assign(made, { ghost: old, values: latest });
         opening = null;
-        playing ||= trains;
-        [trouble, until, more, sent] = ["", playing ? budget : 0, 0, {}];
+        [trouble, more, sent] = ["", 0, {}];
         postMessage({ started: values });
       } catch (error) {
         if (signal.aborted) return;
@@ -239,8 +240,8 @@ export function serve(open, ...same) {
       if (knob && run.step && run.changes.at(-1) !== run.step) run.changes.push(run.step);
       [run.values, trouble] = [values, ""];
     },
-    play() {
-      [playing, more, trouble, until] = [true, 0, "", run ? run.step + run.shared.numbers.budget : 0];
+    play({ steps = run?.shared.numbers.budget ?? 0 }) {
+      [playing, more, trouble, until] = [true, 0, "", (run?.step ?? 0) + steps];
     },
     pause() {
       playing = false;

@@ -42,7 +42,7 @@ async function opened(entries) {
     openView(target);
   }
 }
-const near = new IntersectionObserver(opened, { rootMargin: "400px" });
+const near = new IntersectionObserver(opened, { rootMargin: "1200px" });
 for (const home of document.querySelectorAll("[data-moe]")) near.observe(home);
 const dress = () => document.body.classList.toggle("moe-dressed"); // of this a canvas hears: the theme may be another
 const themes = { attributes: true, attributeFilter: ["data-theme"] };

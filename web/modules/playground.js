@@ -257,7 +257,8 @@ export default async function show(place) {
   };
   const copy = button("Copy as PyTorch", settings.code_of.tip, copied);
   const view = new Playground(place, settings, "worker.js", [copy]);
-  if (!calm.matches) view.ask("play");
+  const { steps } = place.home.dataset; // of a lesson, which speaks of what is seen then
+  if (!calm.matches) view.ask("play", steps && { steps: Number(steps) });
   view.ask("pace", { most: SLOWLY });
   const touched = () => view.ask("pace", { most: Infinity });
   for (const kind of ["pointerdown", "keydown"]) place.home.addEventListener(kind, touched, { once: true });

@@ -62,9 +62,11 @@ export default async function show(place) {
     stop();
     seek(i);
   });
-  const what = last ? "A recording of a real run" : "Drawn from a real model";
+  const what = last
+    ? "A recording of a real run: in the notebook it trains, with its controls"
+    : "Drawn from a real model";
   const view = make("div");
-  const said = make("p", { class: "moe-about" }, `${what}: ${about}.`);
+  const said = make("details", { class: "moe-about" }, make("summary", {}, what), `${about}.`);
   const bars = last ? [bar(make("b", {}, "A recording"), play, control.element, ...place.shares())] : [];
   place.home.replaceChildren(...bars, place.said, view, said);
   canvas.render({

@@ -15,7 +15,9 @@ from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
 from moe_lessons.course.interview import CONDITIONS, SENTENCE, SHORT
-from web.lesson_views import LESSON_FILES, read_clean, views_of
+from moe_lessons.course.lessons import LESSONS
+from web.lesson_page import as_page
+from web.lesson_views import LESSON_FILES, read_clean, steps_of, views_of
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -30,13 +32,15 @@ include_patterns += ["build/claims.md"]  # where `make claims` has written it
 
 nb_execution_mode = "off"
 nb_render_markdown_format = "myst"
+nb_code_prompt_show, nb_code_prompt_hide = "Code", "Hide the code"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 myst_heading_slug_func = "conf.slug"
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
-html_theme_options = {"back_to_top_button": False, "navbar_center": ["doors.html"], "footer_end": []}
+html_theme_options = {"back_to_top_button": False, "navbar_center": ["doors.html"]}
+html_theme_options |= {"footer_start": [], "footer_end": []}
 VIEWS = {  # pages of the site, each with the view of the page of this name
     "wall": {
         "title": "Memorisation grid: what a model memorises",
@@ -65,7 +69,7 @@ VIEWS = {  # pages of the site, each with the view of the page of this name
 }
 WIDE = dict.fromkeys(("index", *VIEWS), [])  # these need the room of the bars
 html_theme_options["secondary_sidebar_items"] = {"**": ["page-toc"]} | WIDE
-html_sidebars = {"**": ["globaltoc.html"]} | WIDE
+html_sidebars = {"**": ["lessons.html"]} | WIDE
 templates_path, html_css_files = ["templates"], ["site.css"]
 html_additional_pages = {"index": "front.html"} | dict.fromkeys(VIEWS, "view.html")
 html_static_path = ["site.css", "../../docs/text.png", "../../docs/speedup.png"]
@@ -77,6 +81,17 @@ DOORS = {  # of the bar of each page -> where they lead
     "Your own text": "text.html",
 }
 html_context = {"default_mode": "auto", "question": QUESTION, "doors": list(DOORS.items())}
+BESIDE = {  # the lessons, in the list of pages
+    "README": "The course",
+    "notebooks/GLOSSARY": "Glossary",
+    "docs/measured": "What was measured",
+    "docs/instructors": "For instructors",
+    "docs/package": "Parts and commands",
+    "docs/api": "The package",
+    "CONTRIBUTING": "Contributing",
+}
+LESSON_PAGES = [(f"notebooks/{Path(lesson.file).stem}", lesson) for lesson in LESSONS]
+html_context |= {"lessons": LESSON_PAGES, "beside": list(BESIDE.items())}
 html_context |= {"views": VIEWS, "short": SHORT, "sentence": SENTENCE, "conditions": CONDITIONS.replace("*", "")}
 html_favicon = "favicon.svg"
 html_show_sourcelink = html_copy_source = html_use_index = html_domain_indices = False
@@ -86,6 +101,9 @@ CONTENTS = "\n".join(["\n\n```{toctree}", ":hidden:", ":glob:", ":maxdepth: 1", 
 BADGE = re.compile(r"\[!\[([^]]*)\]\(https://[^)]*\)\]\(([^)]*)\)")  # a picture from the network
 
 TERM = re.compile(r"\[([^][]+)\]\(GLOSSARY\.md(#[\w-]+)\)")  # its anchor is no heading, so Sphinx does not know it
+
+NOTE = """<p class="moe-note">On this page the views train or play a recording, and no cell runs.
+<a href="../README.html#Start">In the notebook</a> you run the cells and train yourself.</p>"""
 
 
 def slug(heading: str) -> str:
@@ -103,32 +121,29 @@ def prepare(app, name: str, source: list[str]) -> None:
     elif path.suffix == ".ipynb":
         text = TERM.sub(r'<a href=\\"GLOSSARY.html\2\\">\1</a>', text)
         text = re.sub(r'(href=\\"[^":]+)\.(ipynb|md)\b', r"\1.html", text)  # in HTML; Sphinx does it in Markdown
-        text = json.dumps(described(json.loads(text)))
+        text = json.dumps(as_page(json.loads(text)))
     source[0] = text
 
 
-def described(notebook: dict) -> dict:
-    """The same, with the descriptions of its pictures where myst-nb looks for them."""
-    for cell in notebook["cells"]:
-        kept = [output.get("metadata", {}).get("image/png", {}) for output in cell.get("outputs", [])]
-        if words := " ".join(data["alt"] for data in kept if "alt" in data):
-            cell["metadata"]["mystnb"] = {"image": {"alt": words}}
-    return notebook
-
-
 def enliven(app, doctree) -> None:
-    """Around the picture of each live view of a lesson the element in which page.js opens it, or its recording."""
+    """Around the picture of each live view of a lesson the element in which page.js opens it, or its recording; around
+    each other picture one that scrolls sideways on a phone."""
     path = Path(app.env.doc2path(app.env.docname))
-    places = {view.picture: view.on_the_site() for view in views_of(path)} if path in LESSON_FILES else {}
+    if path not in LESSON_FILES:
+        return
+    views = {view.picture: view for view in views_of(path)}
     for image in list(doctree.findall(nodes.image)):
-        kind, state = places.get(Path(image["uri"]).stem, ("picture", ""))
+        view = views.get(Path(image["uri"]).stem)
+        kind, state = view.on_the_site() if view else ("picture", "")
+        tag = '<div class="output moe-figure">'
         if kind != "picture":
-            tag, at = f'<div data-moe="{kind}" data-state="{escape(state)}">', image.parent.index(image)
-            image.parent.insert(at, nodes.raw("", tag, format="html"))
-            image.parent.insert(at + 2, nodes.raw("", "</div>", format="html"))
-    if places:
-        said = "On this page the views train or play a recording. In the notebook you run the cells and train yourself."
-        doctree[0].insert(1, nodes.paragraph("", "", nodes.emphasis("", said)))
+            steps = f' data-steps="{steps_of(view.words)}"' * (kind == "playground")
+            tag = f'<div data-moe="{kind}" data-state="{escape(state)}"{steps}>'
+        at = image.parent.index(image)
+        image.parent.insert(at, nodes.raw("", tag, format="html"))
+        image.parent.insert(at + 2, nodes.raw("", "</div>", format="html"))
+    if views:
+        doctree[0].insert(1, nodes.raw("", NOTE, format="html"))
         doctree += nodes.raw("", '<script type="module" src="../page/page.js"></script>', format="html")
 
 
@@ -142,7 +157,8 @@ def as_written(app, what, name: str, thing, options, lines: list[str]) -> None:
 
 def write_math(writer, node, block: bool = False) -> None:
     """A formula as MathML, which browsers draw by themselves."""
-    writer.body.append(tex2mathml(node.astext(), as_block=block))
+    math = tex2mathml(node.astext(), as_block=block)
+    writer.body.append(f'<div class="moe-math">{math}</div>' if block else math)
     raise nodes.SkipNode
 
 

@@ -1,0 +1,100 @@
+"""A stored lesson as a page on which no cell runs: its code folded, its questions and exercises with their answers."""
+
+import re
+from html import escape
+from typing import Any
+
+from moe_lessons.course.quiz import QUIZZES, read_quiz
+from moe_lessons.exercises import FOUND
+from moe_lessons.support.show import show_source
+
+HAPPENED = "What happened"  # so begins what a prediction is compared with
+CHECK = re.compile(r"(\w+)\.check\(")  # of an exercise
+TAKEN = re.compile(r"^\w+: the solution, until .*\n", re.M)  # what `take` prints
+NO_CHECK = "In the notebook the next cell checks your code, and says what differs."
+
+
+def as_page(notebook: dict[str, Any]) -> dict[str, Any]:
+    """Return it with descriptions of pictures, with folded code, and with answers at its questions and exercises."""
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    for cell in cells:
+        cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), *fold(cell)]
+        cell["metadata"]["mystnb"] = describe(cell)
+    answer(cells)
+    for cell in cells:
+        if check := CHECK.match("".join(cell["source"])):
+            data = {"text/markdown": help_with(check[1])}
+            cell["outputs"] = [{"output_type": "display_data", "data": data, "metadata": {}}]
+    return notebook
+
+
+def fold(cell: dict[str, Any]) -> list[str]:
+    """Give the tags by which myst-nb hides or folds code; in sight is what the reader writes, and what defines."""
+    source, kinds = "".join(cell["source"]), [[*output.get("data", "")] for output in cell["outputs"]]
+    defines = re.search(r"^(def|class) ", source, re.M)
+    if CHECK.match(source) or (kinds == [["text/markdown", "text/plain"]] and not defines):
+        return ["remove-input"]  # it asks
+    is_exercise = any(tag.startswith("exercise:") for tag in cell["metadata"].get("tags", []))
+    return [] if is_exercise or (defines and not kinds) else ["hide-input"]
+
+
+def describe(cell: dict[str, Any]) -> dict[str, Any]:
+    """Give what myst-nb is told of a cell: the words of its pictures, and how its folded code is called."""
+    pictures = [output.get("metadata", {}).get("image/png", {}) for output in cell["outputs"]]
+    words = " ".join(picture["alt"] for picture in pictures if "alt" in picture)
+    is_import = all(re.match(r"from |import |[ )]|$", line) for line in "".join(cell["source"]).splitlines())
+    return ({"image": {"alt": words}} if words else {}) | ({"code_prompt_show": "Imports"} if is_import else {})
+
+
+def answer(cells: list[dict[str, Any]]) -> None:
+    """Put answers at the questions of a lesson, and take away what is said there, or only where cells run."""
+    asked = {}  # the prediction that is not answered yet
+    for number, cell in enumerate(cells):
+        for output in list(cell["outputs"]):
+            data = output.get("data", {})
+            said = "".join(data.get("text/plain", ""))
+            if "Prediction(" in said:
+                asked = data
+            elif said.startswith(HAPPENED):
+                asked["text/markdown"] = answered("".join(asked["text/markdown"]), said, f"prediction-{number}")
+            elif quiz := re.fullmatch(r"Quiz\('(\d+)'\)", said):
+                data["text/markdown"] = answered_quiz(quiz[1])
+            if "text" in output:
+                output["text"] = TAKEN.sub("", "".join(output["text"]))
+                is_table = any(len(re.findall(r" {3}\S", line)) > 1 for line in output["text"].splitlines())
+                cell["metadata"]["tags"] += [] if is_table else ["wrap"]
+            if said.startswith(HAPPENED) or output.get("text") == "":
+                cell["outputs"].remove(output)
+
+
+def answered(question: str, happened: str, group: str) -> str:
+    """Write a prediction as Markdown: each option opens on what happened; without options there is one line to open."""
+    text, *options = question.split("\n- ")
+    if not options:
+        return f"{text}\n\n{folded('Show the answer', happened)}"
+    right = happened.removeprefix(f"{HAPPENED}: ").removesuffix(".")
+    verdicts = (f"✔ That is what happened: {right}." if option == right else f"✘ {happened}" for option in options)
+    return "\n\n".join([text, *map(folded, options, verdicts, [group] * len(options))])
+
+
+def answered_quiz(lesson: str) -> str:
+    """Write the quiz of a lesson as Markdown: each option opens on what is right or wrong with it."""
+    parts = []
+    for number, item in enumerate(read_quiz(QUIZZES[lesson]), 1):
+        parts.append(f"**{number}.** {item.question}")
+        for text, why, is_right in item.options:
+            parts.append(folded(text, f"{'✔' if is_right else '✘'} {why}", f"quiz-{number}"))
+    return "\n\n".join(parts)
+
+
+def help_with(name: str) -> str:
+    """Write the hints and the solution of an exercise as Markdown."""
+    exercise = FOUND[name]
+    hints = [folded(f"Hint {number}", hint) for number, hint in enumerate(exercise.hints, 1)]
+    return "\n\n".join([NO_CHECK, *hints, folded("Solution", show_source(exercise.answer)._repr_markdown_())])
+
+
+def folded(summary: str, text: str, group: str = "") -> str:
+    """Fold Markdown; of a group one is open at a time."""
+    option = f' class="moe-option" name="{group}"' if group else ""
+    return f"<details{option}><summary>{escape(summary)}</summary>\n\n{text}\n\n</details>"
