@@ -72,14 +72,14 @@ def place_labels(panel: Panel, width: float, height: float) -> list[Label]:
 
 
 def _regions(heat: Heat, width: float, height: float) -> Iterator[list[Label]]:
-    """For each region the places of its words, those near its middle first: of what is below 0; of what is above, under
-    that, over it and beside it."""
+    """For each region the places of its words, those near its middle first: of what is below 0; of what is above,
+    beside that, or under it and over it."""
     z, rows = np.asarray(heat.z), np.arange(len(heat.z))[:, None]
     is_below = z < -EVEN
     low, high = (np.where(is_below, rows, end) for end in (len(z), -1))
     under, over, beside = rows < low.min(axis=0), rows > high.max(axis=0), ~is_below.any(axis=0)
-    slower, faster = heat.regions
-    for text, region in (slower, is_below), (faster, under & ~beside), (faster, over & ~beside), (faster, beside):
+    around = [beside] if beside.mean() > 0.5 else [under & ~beside, over & ~beside]
+    for text, region in zip(heat.regions[:1] + heat.regions[1:] * 2, [is_below, *around]):
         own = region & (abs(z) > EVEN)
         if own.sum() < LEAST * z.size:
             continue

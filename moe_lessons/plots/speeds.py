@@ -48,7 +48,7 @@ def plot_published_speeds(frame: pd.DataFrame) -> Axes:
 EDGE_INKS = {"lower edge": 4, "upper edge": 3}  # of the lines on a map
 TITLE = "Speedup of the MoE over a dense model"
 REGIONS = "MoE slower", "MoE faster"
-CAPTION = "Edges: derived from experts and FFN alone. Contours: the roofline; on 1 both are as fast."
+CAPTION = "Edges: the derived formula. Contours: the roofline (on 1 both are as fast)."
 
 
 def edge_lines(edges: Callable[[float], tuple[float, float] | None], top: float) -> list[Line]:

@@ -285,6 +285,8 @@ def flop_words(count: float) -> str:
 
 
 def say_seconds(value: float) -> str:
+    if value >= 1:
+        return f"{value:.3g} s"
     return f"{1000 * value:.3g} ms" if value >= 1e-4 else f"{1e6 * value:.3g} µs"
 
 

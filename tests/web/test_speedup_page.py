@@ -23,6 +23,7 @@ SETTINGS = [
     {"model": "DeepSeek-V3", "weights": "4-bit", "context_length": 512, "num_experts": 64, "top_k": 4},
     {"model": "OLMoE-1B-7B", "machine": "Desktop CPU with DDR5", "num_experts": 16, "top_k": 2},
     {"num_experts": 2, "top_k": 2, "weights": "float32"},
+    {"num_experts": 256, "top_k": 4, "machine": "Desktop CPU with DDR5", "weights": "4-bit"},
 ]
 
 

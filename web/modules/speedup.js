@@ -9,7 +9,10 @@ const ROWS = 49; // batch sizes that are drawn, and widths
 const FEWEST = 14; // places that can be pointed at, in a row
 const PLACE = { width: 1e4, batch_size: 4096 }; // that is selected: the most of each
 
-const say = (value) => (value < 1e-4 ? `${short(1e6 * value)} µs` : `${short(1e3 * value)} ms`);
+function say(value) {
+  if (value >= 1) return `${short(value)} s`;
+  return value < 1e-4 ? `${short(1e6 * value)} µs` : `${short(1e3 * value)} ms`;
+}
 function sizeOf(bytes) {
   const [unit, name] = bytes < 1e9 ? [1e6, "MB"] : [1e9, "GB"];
   const count = bytes / unit;

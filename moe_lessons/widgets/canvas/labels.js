@@ -94,21 +94,25 @@ function crosses(line, rectangle) {
   });
 }
 
-// For each region the places of its words, those near its middle first: of what is below 0; of what is above, under that,
-// over it and beside it.
+// For each region the places of its words, those near its middle first: of what is below 0; of what is above, beside that,
+// or under it and over it.
 function regionsOf({ box }, { z, regions: [slower, faster] }) {
   const [rows, columns] = z.shape;
   const isBelow = (row, column) => z[row * columns + column] < -NO_REGION;
   const kinds = [slower, faster, faster, faster].map((text) => ({ text, cells: [] }));
+  let alone = 0; // columns without it
   for (const column of range(columns)) {
     const below = range(rows).filter((row) => isBelow(row, column));
+    if (!below.length) alone += 1;
     for (const row of range(rows)) {
       const side = row < below[0] ? 1 : 2;
       const kind = isBelow(row, column) ? 0 : below.length ? side : 3;
       if (Math.abs(z[row * columns + column]) > NO_REGION) kinds[kind].cells.push([column, row]);
     }
   }
-  const large = kinds.filter(({ cells }) => cells.length >= LEAST_REGION * rows * columns);
+  const isSlender = alone > columns / 2; // what is below 0
+  const wanted = isSlender ? [kinds[0], kinds[3]] : kinds.slice(0, 3);
+  const large = wanted.filter(({ cells }) => cells.length >= LEAST_REGION * rows * columns);
   return large.map(({ text, cells }) => {
     const places = cells.map(([column, row]) => ({
       text,
