@@ -187,6 +187,7 @@ function showWords(view, now) {
   if (!status.childElementCount) status.append(make("span"), make("b"), make("span"));
   statusOf(view).forEach((text, i) => say(status.children[i], text));
   status.classList.toggle("moe-bad", words.dead?.length > 0);
+  status.hidden = words.until === undefined; // nothing trains
 }
 
 // What is done, what came of it, and how long it will train yet, at the speed it has had.
