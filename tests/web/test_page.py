@@ -315,6 +315,7 @@ def test_the_models_before_their_first_step_stand_where_they_train_which_follows
     expect(status).to_have_text("step 0 · loading")
     places = figures.evaluate_all("all => all.map(({offsetTop, offsetLeft}) => [offsetTop, offsetLeft])")
     own.button("Collapse").click()  # what is pressed before it is there counts
+    expect(own.page.get_by_role("note")).to_contain_text("Rescue")  # hints of what came before are gone
     opened.append(True)
     for route in waiting:
         route.continue_()
