@@ -42,7 +42,8 @@ def place_labels(panel: Panel, width: float, height: float) -> list[Label]:
     rows = np.linspace(0, height, len(heat.z))
     contours = [np.column_stack([pixels(line, 0.0)[:, 0], rows]) for line in np.asarray(heat.contours, "f8")]
     lines = [*map(Path, contours)]
-    taken = []
+    rings = [] if heat.selected is None else pixels(*heat.selected)
+    taken = [(x - 9, y - HALF, x + 9, y + HALF) for x, y in rings]
     for mark in panel.marks:
         if isinstance(mark, Line):
             lines.append(Path(pixels(mark.x, mark.y)))
@@ -50,7 +51,7 @@ def place_labels(panel: Panel, width: float, height: float) -> list[Label]:
             ends = [mark.x] * 2 if mark.y is None else [panel.x.low, panel.x.high]
             lines.append(Path(pixels(ends, [panel.y.low, panel.y.high] if mark.y is None else [mark.y] * 2)))
         elif isinstance(mark, Points):
-            taken += [(x - 7, y - 7, x + 7, y + 7) for x, y in pixels(mark.x, mark.y)]
+            taken += [(x - 7, y - HALF, x + 7, y + HALF) for x, y in pixels(mark.x, mark.y)]
         elif isinstance(mark, Boxes):
             said = zip(pixels(*np.asarray(mark.places)[:, :2].T), mark.texts)
             taken += [(x, y - HALF, x + LETTER * len(text), y + HALF) for (x, y), text in said]

@@ -340,8 +340,8 @@ export function drawHeat(card, mark) {
   const { z, contours, places, selected } = mark;
   const [rows] = z.shape;
   if (cache.z !== z || cache.paper !== view.paper) paintHeat(cache, mark, view);
-  if (cache.labelled !== z || cache.box !== box) {
-    Object.assign(cache, { labelled: z, box, labels: placeLabels(card, mark) });
+  if ([z, box, selected].some((part, i) => part !== cache.labelled?.[i])) {
+    Object.assign(cache, { labelled: [z, box, selected], labels: placeLabels(card, mark) });
   }
   pen.context.save();
   pen.context.clip(new Path2D(`M${box.left} ${box.top}h${box.width}v${box.height}h${-box.width}z`));

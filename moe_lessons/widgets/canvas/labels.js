@@ -31,6 +31,8 @@ export function placeLabels(card, heat) {
   );
   const lines = [...contours, ...card.marks.flatMap((mark) => linesOver(card, mark))];
   const taken = card.marks.flatMap((mark) => placesOfWords(card, mark));
+  const { selected: ring } = heat;
+  if (ring) taken.push(rectangleOf({ x: toX(ring[0]), y: card.y(ring[1]), wide: 18 }, 0));
   const sized = (label) => ({ ...label, wide: (label.isRegion ? 1.1 : 1) * pen.measure(label.text) });
   const isFree = (label) => {
     const [left, top, right, bottom] = rectangleOf(label, AROUND_WORDS);
