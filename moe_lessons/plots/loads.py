@@ -86,7 +86,7 @@ def fates(load, raised, is_dead) -> Axes:
         )
     ax.axhline(0, lw=1, color=LIGHT.foreground)
     ax.axvline(1 / load.shape[1], ls="--", lw=1, color=LIGHT.muted)
-    ax.xaxis.set_major_formatter(PercentFormatter(1, 0))
+    ax.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
     return name_over(ax)
 
 

@@ -84,7 +84,8 @@ def strength_multiples(found: Mapping[str, pd.DataFrame], used: Mapping[tuple, s
             lines = {name: times * frame.pivot_table(index=["method", "strength"], columns="seed", values=measure)
                      for name, frame in ends.items()}  # fmt: skip
             draw_strengths(ax, {name: line.loc[method] for name, line in lines.items()})
-            ax.axhline(times * first[first.method == "nothing"][measure].mean(), ls="--", lw=1, color=LIGHT.muted)
+            nothing = times * first[first.method == "nothing"][measure].mean()
+            ax.hlines(nothing, -0.3, len(ticks) - 0.85, ls="--", lw=1, color=LIGHT.muted)  # not through the names
             dress(ax, title if method == methods[0] else "", ylabel=method if ax is row[0] else "")
             ax.set_xticks(range(len(ticks)), ticks)
     return figure
