@@ -10,12 +10,14 @@ from moe_lessons.support.show import show_source
 
 HAPPENED = "What happened"  # so begins what a prediction is compared with
 CHECK = re.compile(r"(\w+)\.check\(")  # of an exercise
+START = re.compile(r'<div class="alert.*?</div>\n\n', re.S)  # how to start in JupyterLab
 TAKEN = re.compile(r"^\w+: the solution, until .*\n", re.M)  # what `take` prints
 NO_CHECK = "In the notebook the next cell checks your code, and says what differs."
 
 
 def as_page(notebook: dict[str, Any]) -> dict[str, Any]:
     """Return it with descriptions of pictures, with folded code, and with answers at its questions and exercises."""
+    notebook["cells"][0]["source"] = START.sub("", "".join(notebook["cells"][0]["source"]))
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     for cell in cells:
         cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), *fold(cell)]

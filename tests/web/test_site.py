@@ -208,6 +208,7 @@ def test_a_lesson_answers_though_no_cell_runs_and_shows_the_code_to_be_written(a
 def test_a_view_of_a_lesson_trains_to_the_step_of_its_text_and_then_on(address, browser):
     page = browser.new_page()
     page.goto(f"{address}/notebooks/00_welcome.html")
+    assert page.get_by_text("Run All Cells").count() == 0
     view = page.locator("[data-moe=playground][data-steps='200']").first
     view.scroll_into_view_if_needed()
     view.locator(".moe-canvas[data-state=paused][data-step='200']").wait_for()

@@ -143,7 +143,7 @@ def enliven(app, doctree) -> None:
         image.parent.insert(at, nodes.raw("", tag, format="html"))
         image.parent.insert(at + 2, nodes.raw("", "</div>", format="html"))
     if views:
-        doctree[0].insert(1, nodes.raw("", NOTE, format="html"))
+        doctree[0].insert(2, nodes.raw("", NOTE, format="html"))
         doctree += nodes.raw("", '<script type="module" src="../page/page.js"></script>', format="html")
 
 
