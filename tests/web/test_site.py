@@ -173,6 +173,17 @@ def test_on_a_phone_the_controls_of_the_front_page_and_the_answer_above_them_are
     page.close()
 
 
+def test_the_speedup_map_and_what_is_found_stand_on_the_first_screen(address, browser):
+    for width, height in ((1280, 720), (390, 844)):
+        page = browser.new_page(viewport={"width": width, "height": height}, reduced_motion="reduce")
+        page.goto(f"{address}/speedup.html")
+        page.locator(".moe-canvas[data-step] canvas").first.wait_for()
+        for part in (".moe-finding", "canvas", "figure:last-child b"):  # the last: what is read of a place
+            box = page.locator(part).bounding_box()
+            assert 0 < box["y"] < height - box["height"], (part, width)
+        page.close()
+
+
 def test_a_lesson_shows_its_views_alive_and_without_javascript_their_pictures(address, browser):
     views = {"07_expert_collapse": ("recording", "07-CollapseLab"), "00_welcome": ("playground", "preset=healthy")}
     for is_alive in (True, False):

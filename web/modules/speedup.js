@@ -203,7 +203,7 @@ export default async function show(place) {
   let frame = 0;
   let hear;
   let places = [];
-  const [view, finding] = [make("div"), make("div", { class: "moe-finding" })];
+  const [view, finding] = [make("div"), make("div", { class: "moe-finding", role: "status" })];
   const names = Object.keys(manifest.controls);
   const change = (name) => (value) => {
     values = { ...values, [name]: value };
