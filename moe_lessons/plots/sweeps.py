@@ -85,7 +85,8 @@ def strength_multiples(found: Mapping[str, pd.DataFrame], used: Mapping[tuple, s
                      for name, frame in ends.items()}  # fmt: skip
             draw_strengths(ax, {name: line.loc[method] for name, line in lines.items()})
             nothing = times * first[first.method == "nothing"][measure].mean()
-            ax.hlines(nothing, -0.3, len(ticks) - 0.85, ls="--", lw=1, color=LIGHT.muted)  # not through the names
+            ends_at = len(ticks) - 0.85  # before the names
+            ax.plot([-0.3, ends_at], [nothing, nothing], ls="--", lw=1, color=LIGHT.muted)
             dress(ax, title if method == methods[0] else "", ylabel=method if ax is row[0] else "")
             ax.set_xticks(range(len(ticks)), ticks)
     return figure
