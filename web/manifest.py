@@ -158,9 +158,7 @@ def graph_manifest(runs: dict[str, Run], setting: PlaneSetting) -> dict[str, Any
     lab.close()
     headers = {place: header for place, (header, _) in enumerate(encoded)}
     strip = encoded[PLANE_PANELS.index("answer")][1]
-    (table,) = headers[PLANE_PANELS.index("cost")]["marks"]
-    kept = [i for i, row in enumerate(table["rows"]) if row != NOT_PER_MODEL]
-    table |= {"rows": [table["rows"][i] for i in kept], "cells": [table["cells"][i] for i in kept]}
+    without_times(headers[PLANE_PANELS.index("cost")])
     return {
         "experts": setting.num_experts,
         "top_k": setting.top_k,
@@ -188,6 +186,13 @@ def first_picture() -> bytes:
     headers = {place: header for place, (header, _) in enumerate(encoded)}
     content = {"frame": 1, "colors": COLORS, "panels": headers, "slots": slots, "words": words}
     return json.dumps(content).encode() + b"\n" + data
+
+
+def without_times(cost: dict[str, Any]) -> None:
+    """Take out of the header of a cost panel what is not measured for each model."""
+    (table,) = cost["marks"]
+    kept = [i for i, row in enumerate(table["rows"]) if row != NOT_PER_MODEL]
+    table |= {"rows": [table["rows"][i] for i in kept], "cells": [table["cells"][i] for i in kept]}
 
 
 def router_place(runs: dict[str, Run]) -> int:

@@ -12,36 +12,38 @@ from moe_lessons.nn import is_moe
 from moe_lessons.plots.marks import encode_panel
 from moe_lessons.plots.panels._history import LOSS_WINDOW, MOST_PLACES, RECENT, X_AXES
 from moe_lessons.tasks import Facts
+from moe_lessons.tasks.facts import NUMBER_DIGITS
 from moe_lessons.training import Run, facts_runs
 from moe_lessons.training.run import lr_scale
 from moe_lessons.widgets.canvas import COLORS
 from moe_lessons.widgets.controls import TIPS
 from moe_lessons.widgets.live import usual_arguments
-from moe_lessons.widgets.small_labs import FACTS_LAB, LEAST, FactsLab, steps_between
+from moe_lessons.widgets.small_labs import FACTS_LAB, FactsLab, steps_between
 from moe_lessons.widgets.spec import HEADINGS
 from web.graphs import NUM_READ, STEP_KNOBS, TrainedFacts, export_facts_reading, export_facts_step
-from web.manifest import NOT_MADE, STOPS, describe_control
+from web.manifest import NOT_MADE, STOPS, describe_control, without_times
 
 WALL_STOPS = {  # what the page has graphs, starts and books for
     "num_experts": (4, 8, 16),
     "top_k": (1, 2),
-    "num_entries": (500, 1000, 2000),
+    "num_entries": (300, 1000, 2000),
     "seed": (0, 1, 2, 3),
     "lr": FACTS_LAB.stops["lr"],
     "x_axis": STOPS["x_axis"],
 }
-BOOK = {"num_entries": 500, "lr": 0.01}  # at first
-STOP = 110  # steps: of this book the MoE has memorised twice to three times as much as dense, 1×, and none has all
+BOOK = {"num_entries": 300}  # at first, as in lesson 05
+STOP = 85  # steps: of this book the MoE has memorised twice to four times as much as dense, 1×, and none has all
 EXPORTS = export_facts_step, export_facts_reading
 USUAL = usual_arguments(FactsLab)
 USUAL_STOPS = WALL_STOPS | {name: (USUAL[name],) for name in ("num_experts", "top_k")}
-FEW_STOPS = WALL_STOPS | {"num_experts": (4,), "top_k": (2,), "num_entries": (500, 1000), "seed": (0, 1)}
+FEW_STOPS = WALL_STOPS | {"num_experts": (4,), "top_k": (2,), "num_entries": (300, 400), "seed": (0, 1)}
 
 
 def facts_graph_name(run: Run) -> str:
-    """Name the graphs of a run: two baselines of one width have the same."""
+    """Name the graphs of a run by what they are of: two baselines of one width have the same."""
     ffn = run.model.layers[0].ffn
-    return f"facts-{ffn.num_experts}-{ffn.top_k}" if is_moe(ffn) else f"facts-dense-{ffn.d_ff}"
+    size = f"{ffn.num_experts}-{ffn.top_k}" if is_moe(ffn) else f"dense-{ffn.d_ff}"
+    return f"facts-{size}-{run.batch_size}"
 
 
 def start_name(run: Run, num_experts: int) -> str:
@@ -58,8 +60,7 @@ class Wall:
 
     def graphs(self) -> dict[str, Run]:
         """Name the graphs, each with a run that it is of."""
-        sizes = itertools.product(self.experts, self.counts)
-        runs = [run for size in sizes for run in facts_runs(*size, min(self.books)).values()]
+        runs = [run for size in self.names().values() for run in facts_runs(*size).values()]
         return {facts_graph_name(run): run for run in runs}
 
     def numbers(self) -> Iterator[tuple[str, np.ndarray]]:
@@ -93,8 +94,8 @@ class Wall:
             "colors": COLORS,
             "words": {"title": FACTS_LAB.title, "not_made": NOT_MADE, **TIPS["facts"]},
             "numbers": {
-                "recent": RECENT, "window": LOSS_WINDOW, "places": MOST_PLACES, "least": LEAST,
-                "budget": STOP, "read": NUM_READ, "length": Facts.context + 1,
+                "recent": RECENT, "window": LOSS_WINDOW, "places": MOST_PLACES,
+                "budget": STOP, "read": NUM_READ, "length": Facts.context + 1, "digits": NUMBER_DIGITS,
             },
         }  # fmt: skip
 
@@ -119,6 +120,7 @@ class Wall:
             })  # fmt: skip
             flops.append(trained.batch_size * Facts.context * flops_per_token(run.model, training=True))
         panels = {place: encode_panel(panel, place)[0] for place, panel in enumerate(lab.panels())}
+        without_times(panels[len(panels) - 1])
         lab.close()
         rates = [lr_scale(step, main.warmup_steps, main.decay_steps) for step in range(1, main.decay_steps + 1)]
         made = {"experts": 0, "models": models, "flops": flops, "panels": panels}  # experts: none is shown

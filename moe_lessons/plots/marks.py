@@ -170,14 +170,16 @@ class Route(NamedTuple):
 
 
 class Lamps(NamedTuple):
-    """A lamp for each token, `columns` in a row from the top left: lit (N,), 1 or 0. letters (N, length): what a tip
-    calls it; says: what it says of one that is dark, and of one that is lit."""
+    """A lamp for each entry, `columns` in a row from the top left, of one model: right (N,): how many digits of its
+    answer are right, all of them in full colour. A tip has entries (N, length) and the answers (N, digits) of each
+    model that has lamps, as bytes."""
 
-    lit: Any
+    right: Any
     columns: int
-    ink: int = 0
-    letters: Any = None
-    says: Sequence[str] = ("dark", "lit")
+    name: str
+    ink: int
+    entries: Any
+    answers: Any
 
 
 class Text(NamedTuple):

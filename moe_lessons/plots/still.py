@@ -24,6 +24,7 @@ LEAST_PART = 0.008  # of a plane, as in the page: a smaller territory has no num
 RING = {"marker": "o", "ms": 12, "mfc": "none", "mec": style.RED, "mew": 2.2, "clip_on": False}
 TITLE = 24  # pixels: heights of a title, a line of text, and one with experts
 LINE, BOX = 18, 30
+PALE = 0.3  # of the full colour, as in the page: at most, where not all digits of an answer are right
 DRAWABLE = frozenset(get_font(findfont(FONT)).get_charmap())
 
 
@@ -325,10 +326,13 @@ def draw_route(mark: marks.Route, ax, panel):
 
 
 def draw_lamps(mark: marks.Lamps, ax, panel):
-    rows = -(-len(mark.lit) // mark.columns)
-    states = np.full(rows * mark.columns, 2)  # no lamp
-    states[: len(mark.lit)] = np.asarray(mark.lit)
-    colors = np.array([to_rgb(c) for c in (_between(0.1), LIGHT.lines[mark.ink % 8], LIGHT.background)])
+    right, digits = np.asarray(mark.right), np.shape(mark.answers)[1]
+    rows = -(-len(right) // mark.columns)
+    states = np.full(rows * mark.columns, digits + 1)  # no lamp
+    states[: len(right)] = right
+    dark, full = (np.array(to_rgb(color)) for color in (_between(0.1), LIGHT.lines[mark.ink % 8]))
+    pale = [dark + part * (full - dark) for part in PALE * np.arange(digits) / digits]
+    colors = np.array([*pale, full, to_rgb(LIGHT.background)])
     edges, cells = (np.arange(mark.columns + 1), np.arange(rows + 1)), colors[states].reshape(rows, mark.columns, 3)
     ax.pcolormesh(*edges, cells, zorder=0.5, edgecolors=LIGHT.background, lw=0.6)
 

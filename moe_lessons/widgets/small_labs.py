@@ -5,11 +5,15 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from moe_lessons.analysis.collapse import GRADIENTS, LEARNS, watched_run
-from moe_lessons.nn import dense_name, torch_threads
+from moe_lessons.analysis.counting import flops_per_token
+from moe_lessons.nn import evaluating, torch_threads
 from moe_lessons.plots.panels.compared import held_out, wall
+from moe_lessons.tasks import Facts
+from moe_lessons.tasks.facts import NUMBER_DIGITS
 from moe_lessons.training import PRESETS, Run, facts_runs, race_runs, step_together
 from moe_lessons.training.settings import FACTS_LR
 from moe_lessons.widgets.controls import TIPS
@@ -17,7 +21,6 @@ from moe_lessons.widgets.laboratory import Lab
 from moe_lessons.widgets.spec import Spec
 
 READ_EVERY, NUM_READ = 25, 192  # steps of the largest model between two readings of a race, and sequences of one
-LEAST = 10  # entries that the baseline knows before the two are compared
 WALLS = tuple(partial(wall, place=place) for place in range(3))
 BESIDE = "facts known", "loss", "cost"
 
@@ -64,7 +67,7 @@ class CollapseLab(Lab):
 
 class FactsLab(Lab):
     """Train a mixture and its two dense baselines on a phone book (`tasks.Facts`), live. A square of the memorisation
-    grid is an entry, coloured while the model has memorised it. play, max_steps: see `LiveRun`. device: see
+    grid is an entry, in full colour while the model has memorised it. play, max_steps: see `LiveRun`. device: see
     `Playground`.
 
     >>> FactsLab(8, num_entries=500, seed=3)
@@ -80,7 +83,8 @@ class FactsLab(Lab):
         super().__init__(FACTS_LAB, values, (*WALLS, *BESIDE), play=play, max_steps=max_steps)
 
     def make_runs(self, values: Mapping[str, Any]) -> dict[str, Run]:
-        """See `Lab`. `readings` has after which step each model knew which entries, (N,) by name."""
+        """See `Lab`. `readings` has after which step each model knew which entries, (N,) by name, and `answers` what
+        each answers now, (N, digits)."""
         self.readings: list[tuple[int, dict[str, Tensor]]] = []
         return facts_runs(*(values[name] for name in FACTS_LAB.structural), values["device"])
 
@@ -101,14 +105,34 @@ class FactsLab(Lab):
 
     @torch_threads(1)
     def _read(self) -> None:
-        self.readings.append((self.step, {name: run.task.known(run.model) for name, run in self.runs.items()}))
+        task = self.main_run.task
+        self.answers = {name: answers(run.model, task) for name, run in self.runs.items()}
+        digits = task.tokens[:, -NUMBER_DIGITS:]
+        self.readings.append((self.step, {name: (said == digits).all(dim=1) for name, said in self.answers.items()}))
 
     def words(self) -> str:
-        counts = {name: int(known.sum()) for name, known in self.readings[-1][1].items()}
-        mixture, baseline = counts["MoE"], counts[dense_name(1)]
-        times = TIPS["facts"]["times"].format(times=f"{mixture / baseline:.1f}") if baseline >= LEAST else ""
+        step, known = self.readings[-1]
+        counts = {name: f"{int(each.sum()):,}" for name, each in known.items()}
+        flops = {name: flops_per_token(run.model) for name, run in self.runs.items()}
+        (mixture, count), *others = counts.items()
+        said = [
+            TIPS["facts"]["other"].format(name=name, count=count, times=f"{flops[name] / flops[mixture]:.2g}")
+            for name, count in others
+        ]
         entries = f"{self.main_run.task.num_entries:,}"
-        return TIPS["facts"]["known"].format(mixture=f"{mixture:,}", entries=entries, times=times)
+        return TIPS["facts"]["known"].format(step=step, mixture=count, entries=entries, others="; ".join(said))
+
+    def sentence(self) -> str:
+        return self.words()
+
+
+@torch.no_grad()
+def answers(model: nn.Module, task: Facts) -> Tensor:
+    """Give what a model answers for each entry, (N, digits): each digit after the right ones, as `Facts.known` does."""
+    device = next(model.parameters()).device
+    with evaluating(model):
+        said = [model(x.to(device))[0].argmax(dim=-1).cpu() for x in task.x.split(256)]
+    return torch.cat(said)[:, -NUMBER_DIGITS:]
 
 
 def steps_between(num_entries: int) -> int:

@@ -25,8 +25,11 @@ def test_the_walls_show_what_each_model_knows_and_the_curve_how_many():
         run.knobs.lr = 0.01
         train(run, 20)
         known, lamps, line = run.task.known(run.model), mark(lab, place, Lamps), mark(lab, 3, Line, place)
-        assert lamps.lit.tolist() == known.tolist() and lamps.ink == line.ink == model_inks(plain)[place]
-        assert bytes(lamps.letters[7]).decode() == run.task.entries[7]
+        assert (lamps.right == 4).tolist() == known.tolist() and lamps.ink == line.ink == model_inks(plain)[place]
+        assert bytes(lamps.entries[7]).decode() == run.task.entries[7]
+        digits = lamps.entries[:, -4:] == lamps.answers
+        assert digits.sum(axis=1).tolist() == lamps.right.tolist()
+        assert digits.mean() == pytest.approx(run.evaluate()["accuracy"])
         assert line.name == name and line.x.tolist() == list(range(0, 21, 5))
         assert line.y.tolist() == [int(known[name].sum()) for _, known in lab.readings]
     assert lab.readings[-1][1]["MoE"].any()
@@ -53,7 +56,7 @@ def test_the_lamps_are_those_of_the_last_step():
     lab.set(num_entries=1000)
     assert lab.step == 0 and [step for step, _ in lab.readings] == [0]
     (lamps,), low = lab.canvas.panels[0].marks, lab.canvas.panels[0].y.low  # there is room for all, and no row too many
-    assert len(lamps.lit) == 1000 and lamps.columns * low >= 1000 > lamps.columns * (low - 1)
+    assert len(lamps.right) == 1000 and lamps.columns * low >= 1000 > lamps.columns * (low - 1)
 
 
 def test_a_race_gives_each_model_the_time_of_the_largest(monkeypatch):

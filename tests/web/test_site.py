@@ -100,7 +100,7 @@ def test_its_page_of_a_view_has_that_view_and_a_picture_where_no_script_runs(sit
     assert '<div data-moe="text"><img src="_static/text.png" alt="A sentence twice' in page and "page/page.js" in page
     assert (site / "_static" / "text.png").is_file() and (site / "page" / "text.read.z").is_file()
     page = (site / "wall.html").read_text(encoding="utf-8")
-    assert '<div data-moe="wall"><img src="_images/facts.png" alt="Two memorisation grids' in page
+    assert '<div data-moe="wall"><img src="_images/facts.png" alt="Three memorisation grids' in page
 
 
 def test_the_search_knows_the_words_of_a_lesson(site):

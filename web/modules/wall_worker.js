@@ -10,7 +10,7 @@ const rest = () => new Promise((go) => setTimeout(go, 200)); // milliseconds: a 
 class Wall extends History {
   constructor(shared, manifest, book, values) {
     super(shared, manifest, values);
-    Object.assign(this, { book, times: [], readings: [] });
+    Object.assign(this, { book, readings: [] });
     this.workers = manifest.models.map(
       () => new Worker(new URL("wall_model.js", import.meta.url), { type: "module" }),
     );
@@ -40,7 +40,6 @@ class Wall extends History {
     const answers = await this.ask("step", () => ({ rate }));
     if (!answers.every(({ isGood }) => isGood)) return (await this.goBack(), false);
     this.note(answers.map(({ loss }) => loss));
-    this.times = [...this.times.slice(-49), answers.map(({ time }) => time)];
     if (this.step % every === 0) await this.measure(true);
     return true;
   }
@@ -66,9 +65,13 @@ class Wall extends History {
       readings,
     } = this;
     if (place < models.length) {
-      header.title = `${models[place].name}: ${withCommas(known[place].count)} of ${withCommas(N)}`;
-      const letters = ["u1", [N, length], book.subarray(0, N * length)];
-      return { "0.lit": ["u1", [N], known[place].known], "0.letters": letters };
+      const { count, right, answers } = known[place];
+      header.title = `${models[place].name}: ${withCommas(count)}/${withCommas(N)}`;
+      return {
+        "0.right": ["u1", [N], right],
+        "0.entries": ["u1", [N, length], book.subarray(0, N * length)],
+        "0.answers": ["u1", [N, answers.length / N], answers],
+      };
     }
     if (place === models.length) {
       // how many are known
@@ -83,26 +86,25 @@ class Wall extends History {
       );
     }
     if (place === models.length + 1) return this.loss(header, slot);
-    const middle = (_, k) =>
-      this.times.map((row) => row[k]).sort((one, other) => one - other)[this.times.length >> 1];
     header.marks[0].cells.splice(
-      -3,
-      3,
-      known.map(middle).map((time) => time?.toFixed(2) ?? "–"),
+      -2,
+      2,
       known.map(({ loss }) => String(+loss.toPrecision(3))),
       known.map(({ accuracy }) => toPercent(accuracy)),
     );
     return {};
   }
   lines(known) {
-    const {
-      words,
-      numbers: { least },
-    } = this.shared;
-    const [mixture, baseline] = known.map(({ count }) => count);
-    const times = baseline >= least ? filled(words.times, { times: (mixture / baseline).toFixed(1) }) : "";
+    const { words } = this.shared;
+    const { models, flops } = this.manifest;
+    const { step } = this.readings.at(-1);
+    const [mixture, ...counts] = known.map(({ count }) => withCommas(count));
+    const timesOf = (k) => +(flops[k] / flops[0]).toPrecision(2);
+    const other = (count, i) =>
+      filled(words.other, { name: models[i + 1].name, times: timesOf(i + 1), count });
     const entries = withCommas(this.values.num_entries);
-    return { words: filled(words.known, { mixture: withCommas(mixture), entries, times }), reading: "" };
+    const others = counts.map(other).join("; ");
+    return { words: filled(words.known, { step, mixture, entries, others }), reading: "" };
   }
 }
 
@@ -118,10 +120,10 @@ async function open(values, name, signal) {
   signal.throwIfAborted(); // before there are workers
   const run = new Wall(shared, manifest, book, values);
   const {
-    numbers: { length, read },
+    numbers: { length, digits, read },
     knobs,
   } = shared;
-  const asked = { book, seed, num_entries, length, read, rateAt: knobs.indexOf("lr") };
+  const asked = { book, seed, num_entries, length, digits, read, rateAt: knobs.indexOf("lr") };
   signal.onabort = () => run.end();
   try {
     await run.ask("start", (model) => ({ ...model, ...asked }));

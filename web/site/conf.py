@@ -43,12 +43,10 @@ html_theme_options = {"back_to_top_button": False, "navbar_center": ["doors.html
 html_theme_options |= {"footer_start": [], "footer_end": []}
 VIEWS = {  # pages of the site, each with the view of the page of this name
     "wall": {
-        "title": "Memorisation grid: what a model memorises",
-        "text": "Three models memorise a phone book, in your browser: an MoE, a dense model with the same FLOPs per "
-        "token, and one with as many parameters as the MoE. Each square is an entry, coloured once the model has "
-        "memorised it: point at one, or tap it, to read it.",
+        "title": "Memorisation grid",
+        "text": "Three models memorise a phone book. Full squares: known, pale: in part. Select one.",
         "picture": "_images/facts.png",
-        "alt": "Two memorisation grids that are partly coloured, one that is nearly full",
+        "alt": "Three memorisation grids: the MoE has coloured some squares, dense 1× few, dense 8× most",
     },
     "speedup": {
         "title": "The speedup of an MoE: over which dense model, at which batch size",

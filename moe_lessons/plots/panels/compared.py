@@ -75,19 +75,19 @@ def held_out(view, x_axis: str = "") -> Panel:
     return Panel(f"Held-out loss (nats per byte) by {by}", lines, x, y)
 
 
-def wall_panel(name: str, known, entries, ink: int) -> Panel:
-    """Show a square for each of the entries, coloured where the model of this name has memorised it: known (N,)."""
-    known = as_array(known, "u1")
-    columns = math.ceil(math.sqrt(WIDE * len(known)))
-    letters = np.array([list(entry.encode()) for entry in entries], "u1")
-    axes = Axis(0, columns, ticks=()), Axis(-(-len(known) // columns), 0, ticks=())
-    lamps = Lamps(known, columns, ink, letters, (f"{name} has not memorised it", f"{name} has memorised it"))
-    return Panel(f"{name}: {known.sum():,} of {len(known):,}", [lamps], *axes)
-
-
 def wall(view, place: int) -> Panel:
-    name, ink = list(view.runs)[place], model_inks(view.runs)[place]
-    return wall_panel(name, view.readings[-1][1][name], view.main_run.task.entries, ink)
+    """Show a square for each entry: in full colour where the model of this place has memorised it, pale where some
+    digits of its answer are right."""
+    (name, run), ink = list(view.runs.items())[place], model_inks(view.runs)[place]
+    entries, answers = as_array(run.task.tokens, "u1"), as_array(view.answers[name], "u1")
+    right = (answers == entries[:, -answers.shape[1] :]).sum(axis=1).astype("u1")
+    known, count = int((right == answers.shape[1]).sum()), len(right)
+    columns = math.ceil(math.sqrt(WIDE * count))
+    axes = Axis(0, columns, ticks=()), Axis(-(-count // columns), 0, ticks=())
+    flops, parameters = flops_per_token(run.model), count_parameters(run.model).total
+    caption = f"{short_number(flops)} FLOPs/token\n{short_number(parameters)} parameters"
+    lamps = Lamps(right, columns, name, ink, entries, answers)
+    return Panel(f"{name}: {known:,}/{count:,}", [lamps], *axes, caption=caption)
 
 
 def cost(view) -> Panel:

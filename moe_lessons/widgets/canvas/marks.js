@@ -9,6 +9,8 @@ import { drawCells, drawField, drawHeat, stopsOfCells, stopsOfField, stopsOfHeat
 import { drawDrawn, stopsOfDrawn } from "./drawing.js";
 import { drawRoute, stopsOfRoute } from "./route.js";
 
+const PALE = 0.3; // of the full colour, as in still.py: at most, where not all digits of an answer are right
+
 /** @typedef {import("./cards.js").Chart} Chart  A panel with axes. */
 /** @typedef {import("./stops.js").Stops} Stops  What can be pointed at. */
 /** @typedef {import("./view.js").View} View  One display of the widget. */
@@ -401,33 +403,45 @@ function drawArrow({ pen, x, y }, [fromX, fromY, toX, toY], color, isStrong) {
 
 // --- Lamps ---
 
-function drawLamps({ pen, view, box }, { lit, columns, ink }) {
+function drawLamps({ pen, view, box }, { right, columns, ink, answers }) {
   const wide = box.width / columns;
-  const high = box.height / Math.ceil(lit.length / columns);
+  const high = box.height / Math.ceil(right.length / columns);
   const gap = Math.min(wide, high) > 3.5 ? 1 : 0.5;
   const place = (i) => [box.left + (i % columns) * wide, box.top + Math.floor(i / columns) * high];
-  const states = [mix(view.paper, view.ink, 0.1), inkOf(view, ink)];
-  states.forEach((color, state) => {
-    pen.context.fillStyle = css(color);
-    lit.forEach((value, i) => value === state && pen.context.fillRect(...place(i), wide - gap, high - gap));
-  });
-  if (!(view.pointed.token < lit.length)) return;
+  const [, digits] = answers.shape;
+  const part = (count) => (count < digits ? (PALE * count) / digits : 1);
+  const dark = mix(view.paper, view.ink, 0.1);
+  for (const state of range(digits + 1)) {
+    pen.context.fillStyle = css(mix(dark, inkOf(view, ink), part(state)));
+    right.forEach((value, i) => value === state && pen.context.fillRect(...place(i), wide - gap, high - gap));
+  }
+  if (!(view.pointed.token < right.length)) return;
   const [left, top] = place(view.pointed.token);
   pen.stroke(rectangle(left - 2, top - 2, wide + 3, high + 3), { color: view.colors.red, width: 2 });
 }
 
-function stopsOfLamps(card, { lit, columns, letters, says }) {
-  const cells = grid(card, columns, Math.ceil(lit.length / columns));
-  const length = letters?.shape[1];
-  const nameOf = (i) => String.fromCharCode(...letters.subarray(i * length, (i + 1) * length));
+function stopsOfLamps(card, { right, columns, entries }) {
+  const { view } = card;
+  const cells = grid(card, columns, Math.ceil(right.length / columns));
+  const rowOf = (texts, i) => {
+    const [, length] = texts.shape;
+    return String.fromCharCode(...texts.subarray(i * length, (i + 1) * length));
+  };
   const at = (x, y) => {
     const i = cells.at(x, y);
-    return i < lit.length ? i : -1;
+    return i < right.length ? i : -1;
   };
+  // what each model answers, in whichever grid one points
   const tell = (token) => {
-    return { token, title: letters ? nameOf(token) : `Entry ${token}`, rows: [[null, says[lit[token]], ""]] };
+    const models = [...view.cards.values()].flatMap(({ marks }) => marks).filter(({ answers }) => answers);
+    const rows = models.map(({ name, ink, answers, right: ofModel }) => {
+      const answer = rowOf(answers, token);
+      const verdict = ofModel[token] === answer.length ? "right" : "wrong";
+      return [lineStyle(view, ink).color, name, `${answer} ${verdict}`];
+    });
+    return { token, title: rowOf(entries, token), rows };
   };
-  return { ...cells, count: lit.length, noun: "entries", at, tell };
+  return { ...cells, count: right.length, noun: "entries", at, tell };
 }
 
 /** @type {Record<string, MarkKind>} */
