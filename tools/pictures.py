@@ -12,7 +12,7 @@ from moe_lessons.analysis.quality import published_pairs, width_over_size
 from moe_lessons.plots import figure
 from moe_lessons.plots.sweeps import width_rows
 from moe_lessons.widgets import FactsLab, Playground, SpeedupMap
-from web.text_model import stored_models, text_panels
+from web.text_model import EXAMPLES, FIRST_LAYER, stored_models, text_panels
 
 DOCS = Path("docs")
 COLLAPSE, RESCUE = 100, 200  # steps: until the auxiliary loss is switched on, until the end
@@ -31,7 +31,8 @@ def main(folder: Path = DOCS) -> None:
     facts = FactsLab(num_entries=300, play=85)  # as the page begins
     walls = figure(facts.panels()[: len(facts.runs)], caption=facts.sentence())
     (folder / "facts.png").write_bytes(walls.png())
-    texts = text_panels(stored_models(), "The old baker finds his red apple.", layer=0, token=4)
+    text = EXAMPLES["English"]  # as the page begins
+    texts = text_panels(stored_models(), text, FIRST_LAYER, text.index("behind") + 3)
     (folder / "text.png").write_bytes(figure(texts[:2]).png())
     (folder / "speedup.png").write_bytes(SpeedupMap("Mixtral 8x7B").picture().png())
     (folder / "widths.png").write_bytes(width_rows(width_over_size(), published_pairs()).figure.png())

@@ -308,15 +308,15 @@ def export_text(model: LanguageModel, window: int) -> bytes:
     """Make the graph of what a causal language model of L layers of experts, chosen by logits, does with each of
     `window` bytes (T).
 
-    Inputs: weights (P,) float16 and ids (T,) int32. Outputs of each layer: the router's logits and
-    probabilities (L, T, E), the experts that serve and their weights, first choices first (L, T, K), what goes into the
-    block and what comes out (L, T, D); then all bytes that may come next, likeliest first, and their probabilities
-    (T, V); and how much the bytes so far surprised on average, from the second on, in nats (T - 1,)."""
+    Inputs: weights (P,) float16 and ids (T,) int32. Outputs of each layer: the router's probabilities (L, T, E), the
+    experts that serve and their weights, first choices first (L, T, K); then all bytes that may come next, likeliest
+    first, and their probabilities (T, V); and how much the bytes so far surprised on average, from the second on, in
+    nats (T - 1,)."""
     copied, kept = copy.deepcopy(model).eval(), []
     copied.check_ids = lambda *_: None  # it looks at values
     for moe in filter(is_moe, copied.modules()):
         moe.dispatch = "dense"
-        moe.register_forward_hook(lambda _, inputs, outputs: kept.append((inputs[0][0], outputs[0][0], outputs[1])))
+        moe.register_forward_hook(lambda _, inputs, outputs: kept.append(outputs[1]))
     tensors = dict(copied.named_parameters())
 
     def read(weights: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
@@ -325,15 +325,15 @@ def export_text(model: LanguageModel, window: int) -> bytes:
         given = {name: piece.view(p.shape) for (name, p), piece in zip(tensors.items(), pieces)}
         logits = functional_call(copied, given, (ids[None],))[0][0]  # (T, V)
         found = []
-        for x, y, routing in kept:
+        for routing in kept:
             chosen = (v.view(routing.top_k, window).T for v in (routing.expert_idx.int(), routing.weight))  # (T, K)
-            found.append((routing.router_logits, routing.router_probs, *chosen, x, y))
+            found.append((routing.router_probs, *chosen))
         probs, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
         surprise = F.cross_entropy(logits[:-1], ids[1:], reduction="none").cumsum(0) / torch.arange(1, window)
         return *map(torch.stack, zip(*found)), order.int(), probs, surprise
 
     inputs = {"weights": torch.cat([p.detach().flatten() for p in tensors.values()]).half()}
-    outputs = "logits", "probs", "experts", "serves", "x", "y", "bytes", "next", "surprise"
+    outputs = "probs", "experts", "serves", "bytes", "next", "surprise"
     return to_onnx(read, inputs | {"ids": torch.arange(window).int()}, outputs)
 
 

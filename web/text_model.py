@@ -2,10 +2,7 @@
 weights, trained and untrained, in web/text.z. Beside the graph of `export_text` the view needs `text_manifest`.
 """
 
-import copy
 import gzip
-import itertools
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +15,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from moe_lessons.analysis import trace_text
 from moe_lessons.nn import LanguageModel, Routing, TransformerConfig, seeded
 from moe_lessons.plots import colored_trace
-from moe_lessons.plots.marks import Axis, Cells, Panel, Parts, Points, encode_panel, experts_axis
-from moe_lessons.plots.panels.block import block_panel
+from moe_lessons.plots.marks import Axis, Cells, Panel, Parts, Points, Route, encode_panel, experts_axis
+from moe_lessons.plots.theme import percent
 from moe_lessons.tasks import TextTask
 from moe_lessons.tasks import encode as to_bytes
 from moe_lessons.tasks.text import REAL_TEXTS
@@ -31,6 +28,7 @@ TRAIN_STEPS = 3000
 BATCH = 32
 WINDOW = 64  # bytes that it reads
 SEED = 0
+FIRST_LAYER = 1  # that is shown: in it most letters have several first choices
 LIKELIEST, COLOR = 6, "#00838f"  # of the next bytes: how many are shown, and in which colour
 EXAMPLES = {  # lines to begin with; none stands in what the model has seen
     "English": "The old baker finds a red apple in the garden behind the house.",
@@ -40,20 +38,23 @@ EXAMPLES = {  # lines to begin with; none stands in what the model has seen
 }
 TITLES = {
     "text": "{model}: first choices in layer {layer}",
-    "path": "Token {token}, “{byte}”, through the layers: router probabilities, ○ served",
-    "next": "{model}: the byte after “{byte}”",
-    "block": "The block of layer {layer}, trained, with the numbers of token {token}, “{byte}”",
+    "route": "“{byte}” through the block of layer {layer}",
+    "path": "“{byte}” in each layer, ○ served",
+    "next": "{model}: what follows “{byte}”",
 }
+HEAD, FEET = "token {token}, “{byte}”", ("on to layer {next}", "on to the output")  # of its way through a block
 NAMED = {10: "↵", 32: "␣"}
 NAMES = [NAMED.get(byte) or (chr(byte) if 32 < byte < 127 else f"byte {byte:X}") for byte in range(256)]
 PAGE_WORDS = {
-    "title": "Your own text",
-    "label": "Type a text, or begin with one of these:",
+    "label": "Type a text, or begin with:",
     "model": "It is a language model of {parameters} parameters: {layers} layers of {experts} experts, of which "
     "{top_k} serve each byte. We trained it on Python's documentation and source, in {steps} steps of {batch} × "
     "{window} bytes (python -m web.text_model). Untrained is the same model before its first step: the control. 'Write "
     "a letter' adds the likeliest one; 'Write on' draws each letter by its probability, with random numbers from seed "
     "0.",
+    "notice": "In layer {layer}, {several} of {repeated} repeated characters have several first choices, such as "
+    "“{byte}” ({choices}): only what stands before it differs.",
+    "one": "In layer {layer}, none of {repeated} repeated characters has several first choices.",
     "surprise": "On average each byte of this text surprised the trained model by {trained} nats, the untrained one by "
     "{untrained}; a guess among 256 bytes would be 5.55.",
     "long": "Your text has {bytes} bytes: the model reads the last {window}.",
@@ -61,7 +62,7 @@ PAGE_WORDS = {
     "letter": "Write the likeliest letter at the end",
     "on": "Write letter after letter, each drawn by its probability, until it is pressed again",
     "layer": "The layer whose experts are shown",
-    "token": "The byte whose numbers are shown; a click on a letter selects it too",
+    "token": "The byte whose numbers are shown; it can also be selected in the text",
 }
 
 
@@ -102,23 +103,24 @@ def stored_models(path: Path = PATH) -> dict[str, LanguageModel]:
 
 @torch.no_grad()
 def text_panels(models: dict[str, LanguageModel], text: str, layer: int, token: int) -> list[Panel]:
-    """Show a text in the colours of a layer of each model; the path of a byte; what each expects next; the block."""
+    """Show a text in the colours of a layer of each model; of a byte its way through a block, its experts in each
+    layer, and what each model expects next."""
     texts, nexts = [], []
-    kept = []
     ids = to_bytes(text)
-    model = models["Trained"]
-    block, words = model.layers[layer].ffn, {"layer": layer, "token": token, "byte": NAMES[ids[token]]}
+    words = {"layer": layer, "next": layer + 1, "token": token, "byte": NAMES[ids[token]]}
     for name, each in models.items():
         made = colored_trace(trace_text(each, text), layer, TITLES["text"].format(model=name, **words))
         texts.append(replace(made, width=6, marks=[made.marks[0]._replace(selected=token)]))
         nexts.append(
             next_panel(each(ids[None])[0][0, token].softmax(dim=-1), TITLES["next"].format(model=name, **words))
         )
-    with block.register_forward_hook(lambda _, inputs, outputs: kept.append((inputs[0][0], outputs[0][0]))):
-        routings = model(ids[None])[1]
-    drawn = block_panel(block, *kept[0], routings[layer], token, has_strip=False)
-    path = path_panel(routings, token, layer, TITLES["path"].format(**words))
-    return [*texts, path, *nexts, replace(drawn, title=TITLES["block"].format(**words))]
+    routings = models["Trained"](ids[None])[1]
+    weights = torch.zeros(routings[layer].num_experts)
+    weights[routings[layer].topk_indices[token]] = routings[layer].topk_weights[token]
+    head, foot = (text.format(**words) for text in (HEAD, FEET[layer == len(routings) - 1]))
+    way = Route(routings[layer].router_probs[token].numpy(), weights.numpy(), head, foot)
+    route = Panel(TITLES["route"].format(**words), [way], Axis(ticks=()), Axis(ticks=()), height=220)
+    return [*texts, route, path_panel(routings, token, layer, TITLES["path"].format(**words)), *nexts]
 
 
 def path_panel(routings: list[Routing], token: int, layer: int, title: str) -> Panel:
@@ -128,52 +130,38 @@ def path_panel(routings: list[Routing], token: int, layer: int, title: str) -> P
     experts, layers = np.array(served, "i4").T
     y = Axis(len(probs) - 0.5, -0.5, "layer", [(row, str(row)) for row in range(len(probs))])
     marks = [Cells(probs, rows="layer", selected=layer), Points(experts, layers, expert=experts)]
-    return Panel(title, marks, experts_axis(probs.shape[1]), y, height=180)
+    return Panel(title, marks, experts_axis(probs.shape[1]), y, width=2, height=220)
 
 
 def next_panel(probs: Tensor, title: str) -> Panel:
     """Show the likeliest bytes of the probabilities (V,)."""
     values, likeliest = probs.topk(LIKELIEST)
-    texts = [f"{value:.1%}" for value in values.tolist()]
+    texts = list(map(percent, values.tolist()))
     bars = Parts([NAMES[byte] for byte in likeliest], ["probability"], values[:, None].numpy(), [COLOR], texts)
-    return Panel(title, [bars], Axis(0, 1, ticks=[(0, "0 %"), (0.5, "50 %"), (1, "100 %")]), height=180)
-
-
-def recipe(text: str, expert: int, says: str) -> tuple[str, str]:
-    """Give for a box of a block its text where its expert serves, and where not; in braces what the page fills in."""
-    if expert >= 0:
-        logit, weight = f"{{logits {expert}}}", f"{{weights {expert}}}"
-        rows = {"router logit": (logit, logit), "logit after the mask": (logit, "−∞"), "weight": (weight, "0")}
-        return rows.get(says, (f"E{expert}", f"E{expert} · unused"))
-    if text.startswith(("x = ", "y = ")):
-        count = itertools.count()
-        text = re.sub(r"(?<=[( ])−?[\d.]+(?=, )", lambda _: f"{{{text[0]} {next(count)}}}", text)
-        text = re.sub(r"(?<=^y = ).*(?= = \()", "{sum}", text)
-    return text, text
+    return Panel(title, [bars], Axis(0, 1, ticks=[(0, "0 %"), (0.5, "50 %"), (1, "100 %")]), width=3, height=220)
 
 
 def text_manifest() -> dict[str, Any]:
     """Say what the view needs beside its graph: the panels as `encode_panel` has them, whose numbers it fills in."""
     models, config = stored_models(), TransformerConfig()
     panels = text_panels(models, EXAMPLES["English"], layer=0, token=0)
-    headers, arrays = zip(*(encode_panel(panel, place) for place, panel in enumerate(panels)))
-    every = copy.deepcopy(models["Trained"].layers[0].ffn)  # for the arrows of all experts
-    every.top_k = every.router.top_k = config.num_experts
-    x, boxes = torch.zeros(1, config.d_model), panels[-1].marks[-1]
-    with torch.no_grad():
-        block = arrays[-1] | encode_panel(block_panel(every, x, *every(x), 0, has_strip=False), len(panels) - 1)[1]
-    sizes = {"window": WINDOW, "layers": config.num_layers, "experts": config.num_experts, "top_k": config.top_k}
+    sizes = {
+        "window": WINDOW,
+        "layers": config.num_layers,
+        "experts": config.num_experts,
+        "top_k": config.top_k,
+        "layer": FIRST_LAYER,
+    }
     made = {"parameters": f"{stored_weights().shape[1]:,}", "steps": f"{TRAIN_STEPS:,}", "batch": BATCH}
     words = PAGE_WORDS | {"model": PAGE_WORDS["model"].format(**sizes, **made)}
     return sizes | {
-        "panels": headers,
-        "arrays": {slot: (array.dtype.str[1:], array.shape, array.flatten().tolist()) for slot, array in block.items()},
+        "panels": [encode_panel(panel, place)[0] for place, panel in enumerate(panels)],
         "examples": EXAMPLES,
         "models": list(models),
         "likeliest": LIKELIEST,
-        "recipes": list(map(recipe, boxes.texts, boxes.expert, boxes.says)),
         "names": NAMES,
         "titles": TITLES,
+        "ends": [HEAD, *FEET],
         "words": words,
         "colors": COLORS,
     }

@@ -158,15 +158,12 @@ class Arrows(NamedTuple):
 
 class Route(NamedTuple):
     """A token's way through a mixture: the router's probs (E,), the weights (E,) of the experts that compute, 0 for
-    those that are idle, and their sum. token: its number; place: its x and y; label: its class, and whether the model
-    says so."""
+    those that are idle, and their sum. head: what the token is; foot: what comes of it."""
 
     probs: Any
     weights: Any
-    token: int
-    place: Sequence[float]
-    label: int
-    correct: bool
+    head: str
+    foot: str
 
 
 class Lamps(NamedTuple):

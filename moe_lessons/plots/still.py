@@ -317,9 +317,7 @@ def draw_route(mark: marks.Route, ax, panel):
     total = f"y = {terms}" if len(busy) <= 4 else f"weighted sum of {len(busy)} experts"
     each = f"a probability for each of {len(probs)} experts" if len(probs) > 1 else "there is one expert"
     router = f"router: {each}"
-    token = "token {} at ({:.2f}, {:.2f})".format(mark.token, *mark.place).replace("-", "−")
-    answer = f"correct: class {mark.label}" if mark.correct else f"wrong: the class is {mark.label}"
-    rows = (0.04, 0.6, token), (0.18, 1, router), (0.79, 0.8, total), (0.95, 0.6, answer)
+    rows = (0.04, 0.6, mark.head), (0.18, 1, router), (0.79, 0.8, total), (0.95, 0.6, mark.foot)
     for y, width, text in rows:
         ax.bar(0.5, 0.08, width, y - 0.04, color=LIGHT.background, ec=grey, lw=1, zorder=3, clip_on=False)
         annotate(ax, text, (0.5, y), ha="center", zorder=4)

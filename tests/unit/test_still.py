@@ -35,7 +35,7 @@ MARKS = [
     marks.Boxes(np.ones((3, 4)), "abc", [1, 3, 5], [8, 1, -1], [-1, 0, 1], "abc", 1),
     marks.Arrows([(0, 1, 2, 3)] * 3, [8, 1, -1], [-1, 0, 1], 1),
     marks.Lamps(X.astype(int), 2, "MoE", 1, np.full((3, 5), 65), np.full((3, 2), 65)),
-    marks.Route(X / 4, X * (X > 1), 4, (0.1, -0.2), 2, False),
+    marks.Route(X / 4, X * (X > 1), "a token", "wrong"),
     marks.Text(("ab", "α"), ("x", "y"), np.zeros(4, int), (1, 1, 2)),
     marks.Table(("MoE",), ("loss",), (("0.3",),)),
 ]

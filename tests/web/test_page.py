@@ -15,7 +15,7 @@ from moe_lessons.tasks import encode as to_bytes
 from moe_lessons.tasks.plane import read_points
 from moe_lessons.training import PRESETS, plane_runs
 from web import training_page
-from web.text_model import stored_models
+from web.text_model import EXAMPLES, stored_models
 
 BARE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>The {0}</title><style>:root {{ color-scheme: light dark }}</style>
@@ -403,15 +403,31 @@ def test_a_text_is_coloured_by_experts_and_a_click_shows_the_numbers_of_a_letter
         found = own.letters.evaluate_all("spans => spans.map(span => Number(span.dataset.expert))")
         assert found == trace[trace["layer"] == layer].sort_values("position")["expert0"].tolist(), layer
     own.letters.nth(4).click()
-    own.page.locator("figcaption b", has_text="the numbers of token 4, “f”").wait_for()
+    own.page.locator("figcaption b", has_text="“f” through the block of layer 2").wait_for()
     assert own.state == {"text": text, "layer": "2", "token": "4"}
-    own.page.locator("figure").last.locator("canvas").focus()
+    own.page.locator("figure").nth(2).locator("canvas").focus()
     said = []
-    for _ in range(35):
+    for _ in range(8):
         own.page.keyboard.press("ArrowRight")
         said.append(own.page.locator(".moe-live").inner_text())
     best = trace[(trace["layer"] == 2) & (trace["position"] == 4)].iloc[0]
     assert any(f"E{best['expert0']}" in one and f"weight {best['weight0']:.2f}" in one for one in said), said
+
+
+def test_it_begins_within_a_word_breaks_none_and_says_which_letter_has_most_first_choices(visit):
+    own, text = visit(view="text", **PHONE), EXAMPLES["English"]
+    own.letters.first.wait_for()
+    assert own.state["token"] == str(text.index("behind") + 3)
+    trace = trace_text(stored_models()["Trained"], text)
+    for layer in (1, 0):
+        own.control("layer").fill(str(layer))
+        firsts = trace[(trace["layer"] == layer) & (trace["byte"] > 32)].groupby("byte")["expert0"]
+        several, repeated = ((counts > 1).sum() for counts in (firsts.nunique(), firsts.size()))
+        said = f"In layer {layer}, {several} of {repeated} repeated characters have several first choices"
+        expect(own.page.locator(".moe-words")).to_contain_text(said)
+    lines = "words => words.map(word => new Set([...word.children].map(letter => letter.offsetTop)).size)"
+    assert set(own.page.locator(".moe-word").evaluate_all(lines)) == {1}
+    assert all(box["width"] <= 390 for box in (c.bounding_box() for c in own.page.locator("figure canvas").all()))
 
 
 def test_it_writes_the_likeliest_letter_and_then_goes_on_by_chance(visit):

@@ -38,9 +38,7 @@ def read(graph):
 @pytest.mark.parametrize("place, name", [(0, "Trained"), (1, "Untrained")])
 def test_the_graph_reads_as_the_model_does_and_no_byte_sees_what_follows(read, place, name):
     model, ids = stored_models()[name], to_bytes(make_text("json", 1, seed=5))[:50]
-    weights, kept, T = stored_weights()[place], [], len(ids)
-    for layer in model.layers:
-        layer.ffn.register_forward_hook(lambda _, inputs, outputs: kept.append((inputs[0][0], outputs[0][0])))
+    weights, T = stored_weights()[place], len(ids)
     with torch.no_grad():
         logits, routings = model(ids[None])
         probs = logits[0].softmax(dim=-1).numpy()
@@ -48,13 +46,10 @@ def test_the_graph_reads_as_the_model_does_and_no_byte_sees_what_follows(read, p
     got, other = read(weights, ids), read(weights, ids, padding=200)
     for names, own in ((name, value[..., :T, :]) for name, value in got.items() if value.ndim > 1):
         assert np.array_equal(own, other[names][..., :T, :]), names
-    for layer, (routing, (x, y)) in enumerate(zip(routings, kept)):
-        assert got["logits"][layer, :T] == pytest.approx(routing.router_logits.numpy(), abs=1e-4)
+    for layer, routing in enumerate(routings):
         assert got["probs"][layer, :T] == pytest.approx(routing.router_probs.numpy(), abs=1e-4)
         assert np.array_equal(got["experts"][layer, :T], routing.topk_indices.numpy())
         assert got["serves"][layer, :T] == pytest.approx(routing.topk_weights.numpy(), abs=1e-4)
-        assert got["x"][layer, :T] == pytest.approx(x.numpy(), abs=1e-4)
-        assert got["y"][layer, :T] == pytest.approx(y.numpy(), abs=1e-4)
     assert np.take_along_axis(probs, got["bytes"][:T], axis=1) == pytest.approx(got["next"][:T], abs=1e-5)
     assert got["next"][:T] == pytest.approx(-np.sort(-probs, axis=1), abs=1e-5)
     assert got["surprise"][T - 2] == pytest.approx(surprise, abs=1e-4)

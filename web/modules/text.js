@@ -2,7 +2,7 @@
 // same model untrained. The graph is torch's (see graphs.py), the panels are those of web/text_model.py.
 
 import canvas from "./canvas/index.js";
-import { range } from "./canvas/numbers.js";
+import { percent, range } from "./canvas/numbers.js";
 import { Control, KEPT, bar, button, filled, json, make, pack, unpacked } from "./parts.js";
 import { graph, halves, randomOf, whole } from "./runtime.js";
 
@@ -31,27 +31,20 @@ function rowOf({ data, dims }, ...places) {
   const at = places.reduce((sum, place, axis) => sum * dims[axis] + place, 0);
   return [...data.subarray(at * width, (at + 1) * width)];
 }
-function number(value) {
-  // as plots/panels/block.py has it
-  const size = Math.abs(value);
-  const text = value.toFixed(size < 9.995 ? 2 : size < 99.95 ? 1 : 0);
-  return text.replace("-", /[1-9]/.test(text) ? "−" : "");
-}
-
 // The panels of `text_panels`, and their arrays. outs: what both models read of the bytes, of which one is the token.
 export function panelsOf(manifest, outs, { bytes, layer, token }) {
   const panels = structuredClone(manifest.panels);
-  const arrays = { ...manifest.arrays };
+  const arrays = {};
   const letters = lettersOf(bytes);
   const [trained] = outs;
-  const [, , path, , , block] = panels;
+  const [, , route, path] = panels;
   const layers = range(manifest.layers);
   const ints = (slot, values) => (arrays[slot] = ["i4", [values.length], values]);
   const floats = (slot, values, width) => (arrays[slot] = ["f4", [values.length / width, width], values]);
-  const named = (kind, model) =>
-    filled(manifest.titles[kind], { layer, token, byte: manifest.names[bytes[token]], model });
+  const words = { layer, next: layer + 1, token, byte: manifest.names[bytes[token]] };
+  const named = (kind, model) => filled(manifest.titles[kind], { ...words, model });
   outs.forEach((out, i) => {
-    const [text, next] = [panels[i], panels[i + 3]];
+    const [text, next] = [panels[i], panels[i + 4]];
     const texts = [letters.map(([letter]) => letter).join("")];
     const rows = (all) => range(bytes.length).map((at) => rowOf(all, layer, at));
     const weights = rows(out.serves);
@@ -68,59 +61,58 @@ export function panelsOf(manifest, outs, { bytes, layer, token }) {
     const [likeliest, probs] = [out.bytes, out.next].map((all) =>
       rowOf(all, token).slice(0, manifest.likeliest),
     );
-    const said = probs.map((part) => `${(100 * part).toFixed(1)}%`);
-    Object.assign(next.marks[0], { rows: likeliest.map((byte) => manifest.names[byte]), texts: said });
-    floats(`${i + 3}.0.values`, probs, 1);
+    const rowNames = likeliest.map((byte) => manifest.names[byte]);
+    Object.assign(next.marks[0], { rows: rowNames, texts: probs.map(percent) });
+    floats(`${i + 4}.0.values`, probs, 1);
     [text.title, next.title] = ["text", "next"].map((kind) => named(kind, manifest.models[i]));
   });
-  [path.title, block.title, path.marks[0].selected] = [named("path"), named("block"), layer];
+  [route.title, path.title, path.marks[0].selected] = [named("route"), named("path"), layer];
   const served = layers.flatMap((row) => rowOf(trained.experts, row, token).map((e) => [e, row]));
   const places = { x: 0, y: 1, expert: 0 };
   for (const [name, axis] of Object.entries(places)) {
     const values = served.map((at) => at[axis]);
-    ints(`2.1.${name}`, values);
+    ints(`3.1.${name}`, values);
   }
   floats(
-    "2.0.z",
+    "3.0.z",
     layers.flatMap((row) => rowOf(trained.probs, row, token)),
     manifest.experts,
   );
-  // The block: Python says what each box shows where its expert serves and where not, and has the arrows of all experts.
-  const [arrows, , boxes] = block.marks;
-  const given = (mark, name) => manifest.arrays[mark[name].slot][2];
-  const [experts, weights, logits, x, y] = ["experts", "serves", "logits", "x", "y"].map((name) =>
-    rowOf(trained[name], layer, token),
-  );
-  const serves = Object.fromEntries(experts.map((e, k) => [e, weights[k]]));
-  const rows = { logits, weights: serves, x, y };
-  const sum = Object.entries(serves)
-    .map(([e, weight]) => `${number(weight)} · E${e}(x)`)
-    .join(" + ");
-  const [whose, from] = [boxes, arrows].map((mark) => given(mark, "expert"));
-  const ends = given(arrows, "ends");
-  boxes.texts = manifest.recipes.map((texts, i) =>
-    texts[whose[i] in serves ? 0 : 1]
-      .replace("{sum}", sum)
-      .replace(/\{(\w+) (\d+)\}/g, (_, name, at) => number(rows[name][at])),
-  );
-  for (const mark of block.marks) mark.selected = token;
-  const fill = (kind, i) => (whose[i] < 0 || kind < 2 ? kind : whose[i] in serves ? 3 : 2); // its expert's, or grey
-  ints(boxes.fill.slot, given(boxes, "fill").map(fill));
-  const kept = [...from.keys()].filter((i) => from[i] < 0 || from[i] in serves);
-  ints(
-    arrows.expert.slot,
-    kept.map((i) => from[i]),
-  );
-  ints(
-    arrows.token.slot,
-    kept.map(() => -1),
-  );
-  floats(
-    arrows.ends.slot,
-    kept.flatMap((i) => ends.slice(4 * i, 4 * i + 4)),
-    4,
-  );
+  const [experts, weights] = ["experts", "serves"].map((name) => rowOf(trained[name], layer, token));
+  const serves = range(manifest.experts).map((e) => weights[experts.indexOf(e)] ?? 0);
+  const [head, ...feet] = manifest.ends.map((text) => filled(text, words));
+  Object.assign(route.marks[0], { head, foot: feet[Number(layer === manifest.layers - 1)] });
+  arrays["2.0.probs"] = ["f4", [manifest.experts], rowOf(trained.probs, layer, token)];
+  arrays["2.0.weights"] = ["f4", [manifest.experts], serves];
   return { panels, arrays };
+}
+
+// How many characters that repeat have several first choices in a layer, and which has most.
+function noticed({ names, words }, out, bytes, layer) {
+  const firsts = new Map(); // byte -> the first choices of all that are the same
+  bytes.forEach((byte, at) => {
+    const [first] = rowOf(out.experts, layer, at);
+    if (byte > 32 && byte < 127) firsts.set(byte, [...(firsts.get(byte) ?? []), first]);
+  });
+  const experts = (all) => [...new Set(all)];
+  const repeated = [...firsts].filter(([, all]) => all.length > 1);
+  const several = repeated.filter(([, all]) => experts(all).length > 1);
+  const rank = ([, all]) => bytes.length * experts(all).length + all.length;
+  const [[byte, most] = []] = several.sort((one, other) => rank(other) - rank(one));
+  if (!repeated.length) return "";
+  if (!most) return filled(words.one, { layer, repeated: repeated.length });
+  const counts = experts(most).map((expert) => [expert, most.filter((each) => each === expert).length]);
+  const sorted = counts.sort(([, one], [, other]) => other - one);
+  const choices = sorted.map(([expert, count]) => `E${expert}: ${count}`).join(", ");
+  const said = { layer, several: several.length, repeated: repeated.length, byte: names[byte], choices };
+  return filled(words.notice, said);
+}
+
+// The byte in the middle of the last of the longest words: there is something before it and after it.
+function middleOf(bytes) {
+  const words = [...String.fromCharCode(...bytes).matchAll(/[a-z]+/gi)];
+  const longest = words.reduce((one, other) => (other[0].length >= one[0].length ? other : one), words[0]);
+  return longest ? longest.index + (longest[0].length >> 1) : null;
 }
 
 class OwnText {
@@ -137,29 +129,20 @@ class OwnText {
     const { words, examples } = manifest;
     const id = `${place.id}-text`;
     const view = make("div");
-    const type = (text) => this.change({ text, token: null });
-    this.field = make("textarea", { id, rows: 3, spellcheck: "false" });
+    const type = (text) => this.change({ text, token: null }); // the last one
+    const begin = (text) => this.change({ text, token: this.middle(text) });
+    this.field = make("textarea", { id, rows: 2, spellcheck: "false" });
     this.field.addEventListener("input", () => type(this.field.value));
-    const lines = Object.entries(examples).map(([name, text]) => button(name, text, () => type(text)));
+    const lines = Object.entries(examples).map(([name, text]) => button(name, text, () => begin(text)));
     const letter = button("Write a letter", words.letter, () => this.write(([likeliest]) => likeliest));
     this.on = button("Write on", words.on, () => this.goOn());
     const control = (name, label, said = { label, tip: words[name] }) =>
       new Control(`${place.id}-${name}`, said, (value) => this.change({ [name]: value }));
     this.controls = [control("layer", "Layer"), control("token", "Token")];
-    const top = bar(make("b", {}, words.title), ...place.shares());
-    const label = make("label", { for: id }, words.label);
-    const below = bar(letter, this.on, ...this.controls.map(({ element }) => element));
-    const parts = [
-      top,
-      label,
-      bar(...lines),
-      this.field,
-      below,
-      place.said,
-      view,
-      make("p", {}, words.model),
-    ];
-    place.home.replaceChildren(...parts);
+    const top = bar(make("label", { for: id }, words.label), ...lines);
+    const controls = bar(letter, this.on, ...this.controls.map(({ element }) => element));
+    const about = make("p", {}, words.model);
+    place.home.replaceChildren(top, controls, this.field, place.said, view, about, bar(...place.shares()));
     const send = ({ pick, index }) => ["layer", "token"].includes(pick) && this.change({ [pick]: index });
     canvas.render({
       el: view,
@@ -170,6 +153,9 @@ class OwnText {
       () => this.open(),
     );
   }
+  middle(text) {
+    return middleOf(utf8.encode(text).slice(-this.manifest.window));
+  }
   open() {
     const { manifest, place } = this;
     const given = Object.fromEntries(new URLSearchParams(place.state));
@@ -179,7 +165,7 @@ class OwnText {
     const isBad = (name) =>
       name in given && counts[name] && !range(counts[name]).map(String).includes(given[name]);
     const bad = Object.keys(counts).find(isBad);
-    const { layer = 0, token = null } = bad ? {} : given;
+    const { layer = manifest.layer, token = this.middle(text) } = bad ? {} : given;
     const strange = Object.keys(given).find((key) => !["text", "layer", "token"].includes(key));
     const why =
       strange !== undefined
@@ -188,7 +174,7 @@ class OwnText {
           ? `The address cannot be read: ${bad} must be from 0 to ${counts[bad] - 1}, got ${given[bad]}.`
           : "";
     if (why && this.text !== undefined) return place.say(`${why} ${KEPT}`);
-    this.change({ text, layer: Number(layer), token: token && Number(token), trouble: why });
+    this.change({ text, layer: Number(layer), token: token === null ? null : Number(token), trouble: why });
   }
   change(state) {
     Object.assign(this, { trouble: "" }, state);
@@ -238,9 +224,16 @@ class OwnText {
       ? panelsOf(manifest, outs, { bytes, layer, token })
       : { panels: [], arrays: {} };
     const [trained, untrained] = outs.map(({ surprise: { data } }) => data[count - 2]?.toFixed(2));
-    const said = count > 1 ? filled(words.surprise, { trained, untrained }) : "";
+    const reading = count > 1 ? filled(words.surprise, { trained, untrained }) : "";
+    const notice = noticed(manifest, outs[0], bytes, layer);
     const { slots, data } = pack(arrays);
-    const seen = { count: panels.length, experts: text ? manifest.experts : 0, token, words: said };
+    const seen = {
+      count: panels.length,
+      experts: text ? manifest.experts : 0,
+      token,
+      words: notice,
+      reading,
+    };
     this.hear({ frame: ++this.frame, colors: manifest.colors, panels, slots, words: seen }, [
       new DataView(data),
     ]);

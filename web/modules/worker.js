@@ -194,8 +194,9 @@ const PANELS = {
     const { experts: E } = run.manifest;
     const { token } = run.values;
     const label = run.classes[token];
-    const place = [0, 1].map((axis) => run.points.data[2 * token + axis]);
-    Object.assign(mark, { token, place, label, correct: named[token] === label });
+    const place = [0, 1].map((axis) => run.points.data[2 * token + axis].toFixed(2).replace("-", "−"));
+    const foot = `${named[token] === label ? "correct: class" : "wrong: the class is"} ${label}`;
+    Object.assign(mark, { head: `token ${token} at (${place.join(", ")})`, foot });
     const [probabilities, weights] = [probs, serves].map((data) => rowOf(data, E, token));
     return { "0.probs": ["f4", [E], probabilities], "0.weights": ["f4", [E], weights] };
   },

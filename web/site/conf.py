@@ -57,10 +57,7 @@ VIEWS = {  # pages of the site, each with the view of the page of this name
     },
     "text": {
         "title": "Your own text, read by experts",
-        "text": "A small mixture of experts reads what you type, in your browser. Each letter has the colour of the "
-        "expert that is its first choice. Click on a letter, or tap it, to see its router logits, its experts and "
-        "their weights, its path through the layers, and what the model expects next. Beside or below it is the same "
-        "model before training: it has colours, too.",
+        "text": "Type: each letter takes the colour and number of its first expert in a small MoE. Select one.",
         "picture": "_static/text.png",
         "alt": "A sentence twice, each letter in the colour of its expert: in a trained model and in an untrained one",
     },

@@ -47,9 +47,9 @@ def block(view) -> Panel:
     return block_panel(model.block, plane.hidden, plane.out, plane.routing, view.state.token, dense)
 
 
-def block_panel(moe, x: Tensor, y: Tensor, routing: Routing, token: int, dense=None, has_strip=True) -> Panel:
-    """Show x, y (T, D) and the `Routing` of a block, and at most 16 tokens in the strip, if it has one. dense: the FFN
-    beside it; None: its parameter-matched baseline."""
+def block_panel(moe, x: Tensor, y: Tensor, routing: Routing, token: int, dense=None) -> Panel:
+    """Show x, y (T, D) and the `Routing` of a block, and at most 16 tokens in the strip. dense: the FFN beside it;
+    None: its parameter-matched baseline."""
     dense = dense_baseline(moe, "params") if dense is None else dense
     if moe.num_experts > MOST_EXPERTS:
         raise ValueError(f"moe must have at most {MOST_EXPERTS} experts to be drawn, got {moe.num_experts}")
@@ -61,14 +61,12 @@ def block_panel(moe, x: Tensor, y: Tensor, routing: Routing, token: int, dense=N
     arrows, strip = [], []
     draw_ffn(heads, boxes, arrows, dense, moe, x)
     draw_mixture(heads, boxes, arrows, moe, routing, wanted[token].tolist(), is_masked, token, x, y)
-    if has_strip:
-        draw_strip(heads, boxes, arrows, strip, routing, token)
-    height = HEIGHT if has_strip else COUNTS + 24
-    axes = Axis(0, WIDTH, ticks=()), Axis(height, 0, ticks=())
-    parts = [part for part in (heads, boxes, strip) if part]
+    draw_strip(heads, boxes, arrows, strip, routing, token)
+    axes = Axis(0, WIDTH, ticks=()), Axis(HEIGHT, 0, ticks=())
+    parts = heads, boxes, strip
     marks = [Arrows(*zip(*arrows), token), *(Boxes(*zip(*part), token, part is heads) for part in parts)]
     title = f"The block, with the numbers of token {token}"
-    size = {"width": 12, "least_width": 760, "height": height}  # in less its letters would lie over each other
+    size = {"width": 12, "least_width": 760, "height": HEIGHT}  # in less its letters would lie over each other
     return Panel(title, marks, *axes, **size, caption=MASKED if is_masked else UNMASKED)
 
 

@@ -121,10 +121,10 @@ def route(view) -> Panel:
     weights = np.zeros(model.num_experts, "f4")
     mine = routing.token_idx == token
     weights[as_array(routing.expert_idx[mine])] = as_array(routing.weight[mine])
-    place, label = [round(part, 2) for part in plane.points[token].tolist()], int(plane.classes[token])
-    probs, correct = as_array(routing.router_probs[token], "f4"), bool(plane.correct[token])
+    head = "token {} at ({:.2f}, {:.2f})".format(token, *plane.points[token].tolist()).replace("-", "−")
+    foot = f"{'correct: class' if plane.correct[token] else 'wrong: the class is'} {int(plane.classes[token])}"
     idle = model.num_experts - model.top_k
     rest = f"; {idle} only occup{'y' if idle > 1 else 'ies'} memory" if idle else ""
     caption = f"This token loads {model.top_k} of {model.num_experts} experts{rest}."
-    marks = [Route(probs, weights, token, place, label, correct)]
+    marks = [Route(as_array(routing.router_probs[token], "f4"), weights, head, foot)]
     return Panel("A token through the block", marks, EMPTY, EMPTY, caption=caption)

@@ -122,7 +122,14 @@ class TextCard extends Card {
       );
       return sign === "\n" ? [...bytes, sign] : bytes;
     };
-    return texts.map((text) => [...text].flatMap(boxes));
+    const isSpace = (part) => !part.trim();
+    const wordOf = (letters) => [make("div", "moe-word", ...letters)]; // in one line, where it has room
+    return texts.map((text) =>
+      text.split(/(\s)/).flatMap((part) => {
+        const letters = [...part].flatMap(boxes);
+        return isSpace(part) ? letters : wordOf(letters);
+      }),
+    );
   }
 
   box({ experts, says = [], selected }, sign, byte) {

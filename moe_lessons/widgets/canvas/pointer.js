@@ -68,7 +68,9 @@ export function point(view, where, isNew = false) {
 function follow(view, token) {
   const isDrawn = () =>
     [...view.panels.values()].some(({ marks }) => marks.some(({ mark }) => mark === "Route"));
-  if (token === undefined || token === view.followed || view.isStale || !isDrawn()) return;
+  const { until } = view.words; // what does not train is asked by a click alone
+  if (token === undefined || token === view.followed || until === undefined || view.isStale || !isDrawn())
+    return;
   view.followed = token;
   view.send({ pick: "token", index: token });
 }

@@ -36,7 +36,7 @@ function placesOfRoute({ box: { left, top, width, height } }, count) {
  * @param {Chart} card in which it is drawn
  * @param {Mark} mark a `Route`
  */
-export function drawRoute(card, { probs, weights, token, place, label, correct }) {
+export function drawRoute(card, { probs, weights, head, foot }) {
   const { pen, view, box } = card;
   const at = placesOfRoute(card, probs.length);
   const x = (expert) => box.left + (expert + 0.5) * at.pitch;
@@ -54,16 +54,14 @@ export function drawRoute(card, { probs, weights, token, place, label, correct }
   range(probs.length).forEach((expert) =>
     drawExpert(card, at, x(expert), expert, probs[expert], weights[expert]),
   );
-  const where = place.map((value) => value.toFixed(2).replace("-", "−")).join(", ");
-  frame(`token ${token} at (${where})`, at.token, Math.min(190, at.wide), 600);
+  frame(head, at.token, Math.min(190, at.wide), 600);
   const each = probs.length > 1 ? `a probability for each of ${probs.length} experts` : "there is one expert";
   frame(`router: ${each}`, at.router, at.wide - 2, 400);
   const terms = busy.map((expert) => `${weights[expert].toFixed(2)} · E${expert}(x)`).join(" + ");
   const sum =
     busy.length > 4 ? `weighted sum of ${busy.length} experts` : `y = ${terms || "0: no expert serves it"}`;
   frame(sum, at.sum, Math.min(300, at.wide), 400);
-  const answer = correct ? `correct: class ${label}` : `wrong: the class is ${label}`;
-  frame(answer, at.answer, Math.min(190, at.wide), 600);
+  frame(foot, at.answer, Math.min(190, at.wide), 600);
 }
 
 // From the router through an expert into the sum, as wide as its weight; dashes move on with the pictures.
