@@ -460,5 +460,5 @@ def test_strange_texts_and_addresses_do_no_harm(visit):
     own.go("text=%ff%ce&token=7&layer=1")
     expect(own.said).to_contain_text("token must be")
     own.go("text=hello&token=2&layer=1")
-    own.page.locator("figcaption b", has_text="layer 1, trained, with the numbers of token 2, “l”").wait_for()
+    own.page.locator("figcaption b", has_text="“l” through the block of layer 1").wait_for()
     assert own.said.inner_text() == ""

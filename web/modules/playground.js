@@ -8,6 +8,7 @@ import { Settings } from "./settings.js";
 
 const SLOWLY = 100; // steps a second until somebody touches it: so one sees how it learns
 const LOADING = "Loading what trains.";
+const EARLIER = "The picture is of an earlier training."; // where it is not of the first step
 export const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class Playground {
@@ -42,7 +43,10 @@ export class Playground {
     });
     this.view = make("div", { class: "moe-page-view" });
     this.still = [...place.home.childNodes].filter((node) => node !== place.said);
-    this.view.append(...this.still, make("p", { class: "moe-loading" }, LOADING));
+    this.view.append(
+      ...this.still,
+      make("p", { class: "moe-loading" }, settings.front ? LOADING : `${LOADING} ${EARLIER}`),
+    );
     const shares = place.shares();
     const presets = works.length > 1 ? ["Presets:", ...this.presets] : [];
     this.buttons = front ? this.frontButtons(front) : {};
