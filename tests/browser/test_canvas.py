@@ -262,8 +262,8 @@ def test_the_time_left_is_said_of_this_start_and_only_when_it_is_known(see):
     expect(status).to_have_text("step 1 · training")
     page.wait_for_timeout(1100)
     take(10**6 + 1, step=101, state="training")
-    expect(status).to_have_text(re.compile(r"^step 101 · training, [1-9]\d s left$"))
+    expect(status).to_have_text(re.compile(r"^step 101\s· training, [1-9]\d s left$"))
     take(10**6 + 2, step=6, state="training")  # it has started afresh
-    expect(status).to_have_text(re.compile("step 6 · training$"))
+    expect(status).to_have_text(re.compile(r"step 6\s· training$"))
     take(10**6 + 3, step=1550, state="paused")
-    expect(status).to_have_text(re.compile("step 1550 · paused: Play goes on$"))
+    expect(status).to_have_text(re.compile(r"step 1550\s· paused: Play goes on$"))

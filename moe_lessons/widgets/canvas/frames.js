@@ -194,9 +194,9 @@ function showWords(view, now) {
 function statusOf(view) {
   const { step, until, verdict = "", sizes } = view.words;
   if (until === undefined) return ["", "", ""];
-  const fresh = sizes && performance.now() - view.freshAt < FRESH ? `Started afresh: ${sizes} · ` : "";
+  const fresh = sizes && performance.now() - view.freshAt < FRESH ? `Started afresh: ${sizes}\u00a0· ` : "";
   const now = doing(view);
-  return [`${fresh}step ${step}${verdict && " · "}`, verdict, now && ` · ${now}`];
+  return [`${fresh}step ${step}${verdict && "\u00a0· "}`, verdict, now && `\u00a0· ${now}`];
 }
 
 function doing(view) {
