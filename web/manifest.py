@@ -106,7 +106,8 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
         "panels": PLANE_PANELS,
         "code_of": {"parts": read_parts(TEMPLATE), "tip": TIPS["code"]},
         "front": front,
-        "words": {"load": WORDS, "reading": TIPS["reading"], "hints": TIPS["hints"], "title": PLAYGROUND.title,
+        "words": {"load": WORDS, "reading": TIPS["reading"], "hints": TIPS["hints"],
+                  "dead": TIPS["captions"]["dead"], "title": PLAYGROUND.title,
                   "not_made": NOT_MADE, "own": OWN},
         "numbers": {
             "map": CLASS_MAP, "width": D_MODEL, "tokens": NUM_TOKENS, "classes": NUM_CLASSES, "measured": NUM_MEASURED,

@@ -61,7 +61,7 @@ def speedup_manifest() -> dict[str, Any]:
     first, stops = next(iter(offered)), {"num_experts": EXPERT_STOPS, "top_k": TOP_K}
     stops |= {"machine": tuple(rows.index), "weights": tuple(WEIGHT_BYTES)}
     view = SpeedupMap(first, machine="NVIDIA H200 SXM")  # into which it fits
-    usual = {"model": first} | view.settings | {"width": 2, "batch_size": 64}
+    usual = {"model": first} | view.settings | {"width": 2, "batch_size": 1}
     view.close()
     controls = {name: describe_control(name, stops.get(name)) for name in view.inputs}
     model = {"label": "Model", "tip": "With how large experts, and what else", "is_list": True}

@@ -95,7 +95,8 @@ class Wall:
             "words": {"title": FACTS_LAB.title, "not_made": NOT_MADE, **TIPS["facts"]},
             "numbers": {
                 "recent": RECENT, "window": LOSS_WINDOW, "places": MOST_PLACES,
-                "budget": STOP, "read": NUM_READ, "length": Facts.context + 1, "digits": NUMBER_DIGITS,
+                "budget": STOP, "entries": BOOK["num_entries"], "read": NUM_READ, "length": Facts.context + 1,
+                "digits": NUMBER_DIGITS,
             },
         }  # fmt: skip
 

@@ -126,7 +126,10 @@ class Playground(Lab):
     def _draw(self, function: Callable[[Any], Panel]) -> Panel:
         panel = super()._draw(function)
         if self.is_front and (width := FRONT.get(function.__name__)):
-            panel = replace(panel, width=width, caption=panel.caption or TIPS["captions"].get(function.__name__, ""))
+            caption = panel.caption or TIPS["captions"].get(function.__name__, "")
+            if function.__name__ == "answer" and self.dead:
+                caption = TIPS["captions"]["dead"].format(verdict=self.load_words()[0]) + caption
+            panel = replace(panel, width=width, caption=caption)
         return panel
 
     def bar(self) -> list[W.Widget]:
@@ -258,10 +261,19 @@ class Playground(Lab):
     def lines(self) -> dict[str, Any]:
         """See `LiveRun`; and for the line of the step what the load is, who is dead, and what a new start has."""
         values = self.state.values
-        load = self.load if self.step else ()  # before the first step nothing has failed
-        dead = [e for e, share in enumerate(load) if is_dead(values["top_k"] * float(share))]
-        sizes = f"{values['num_experts']} experts, top-{values['top_k']}"
-        return super().lines() | {"verdict": self.load_words()[0] if self.step else "", "dead": dead, "sizes": sizes}
+        E = values["num_experts"]
+        sizes = f"{E} expert{'s' * (E > 1)}, top-{values['top_k']}"
+        return super().lines() | {
+            "verdict": self.load_words()[0] if self.step else "",
+            "dead": self.dead,
+            "sizes": sizes,
+        }
+
+    @property
+    def dead(self) -> list[int]:
+        """The experts that are dead; before the first step none has failed."""
+        top_k = self.state.values["top_k"]
+        return [e for e, share in enumerate(self.load if self.step else ()) if is_dead(top_k * float(share))]
 
     def _words_of_points(self) -> str:
         said = TIPS["reading"]

@@ -39,6 +39,10 @@ export class History {
     this.every *= 2; // half as many: more are not seen
     this.rows = this.rows.filter(({ step }) => step % this.every === 0);
   }
+  /** How many steps Play trains. */
+  get budget() {
+    return this.shared.numbers.budget;
+  }
   get curve() {
     return this.step % this.every ? [...this.rows, this.last] : this.rows;
   }
@@ -212,7 +216,7 @@ export function serve(open, ...same) {
       const { signal } = (opening = new AbortController());
       try {
         const made = await open(values, name, signal);
-        const { recent, budget } = made.shared.numbers;
+        const { recent } = made.shared.numbers;
         if (signal.aborted) {
           made.end?.();
           return;
@@ -221,7 +225,7 @@ export function serve(open, ...same) {
         const old = same.every((each) => last?.values[each] === values[each]) ? last : null;
         if (old) old.ghost = null;
         playing ||= trains;
-        if (run || !until) until = playing ? budget : 0; // else it was asked to play so many steps before it was there
+        if (run || !until) until = playing ? made.budget : 0; // else it was asked to play so many steps before it was there
         const ended = run; // it may be in the middle of a step
         busy.catch(() => {}).then(() => ended?.end?.());
         run = Object.assign(made, { ghost: old, values: latest });
@@ -240,7 +244,7 @@ export function serve(open, ...same) {
       if (knob && run.step && run.changes.at(-1) !== run.step) run.changes.push(run.step);
       [run.values, trouble] = [values, ""];
     },
-    play({ steps = run?.shared.numbers.budget ?? 0 }) {
+    play({ steps = run?.budget ?? 0 }) {
       [playing, more, trouble, until] = [true, 0, "", (run?.step ?? 0) + steps];
     },
     pause() {

@@ -146,6 +146,7 @@ export class Place {
  * are closed.
  * @param {Element} place in which they stand
  * @param {{element: Element, text: string}[]} hints what is waited for, and what each says
+ * @returns {(at: number) => void} goes back to one
  */
 export function guide(place, hints) {
   const hint = make("div", { class: "moe-hint", role: "note" });
@@ -167,6 +168,7 @@ export function guide(place, hints) {
     element.addEventListener(event, () => hint.isConnected && at >= next && show(at + 1));
   });
   show(0);
+  return (at) => hint.isConnected && at < next && show(at);
 }
 
 /** A label, a slider or a list of stops, and what it says. */
@@ -234,7 +236,7 @@ export class Control {
       input.setAttribute("aria-valuetext", texts[at]);
     }
     input.disabled = Boolean(why) || stops.length < 2;
-    this.why.textContent = why ? `Off: ${why}.` : "";
+    this.why.textContent = why ? `Off: ${why}.` : stops.length < 2 ? "One value on this page." : "";
     this.element.title = why ? `${this.tip}. Off: ${why}` : this.tip;
     input.setAttribute("aria-description", this.element.title);
   }

@@ -77,6 +77,7 @@ export class Playground {
     this.worker.onmessage = ({ data }) => this.answer(data);
     this.worker.onerror = () =>
       this.say("The trainer could not be loaded: reload the page, or try a newer browser.");
+    if ("more" in place.home.dataset) More.click(); // a lesson shows what stands there
     place.watch(
       (isSeen) => this.ask("seen", { isSeen }),
       () => this.open(),
@@ -116,10 +117,12 @@ export class Playground {
     const elements = { view: this.view, ...this.buttons };
     const { hints } = this.settings.words;
     const elementOf = (name) => elements[name] ?? this.controls[name].input;
-    guide(
+    const names = Object.keys(hints);
+    const back = guide(
       this.place.home,
       Object.entries(hints).map(([name, text]) => ({ element: elementOf(name), text })),
     );
+    this.buttons.Healthy.addEventListener("click", () => back(names.indexOf("Collapse")));
   }
   /** Draw the models before their first step, until the worker has them: see `first_picture` in web/manifest.py. */
   async drawFirst() {

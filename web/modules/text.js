@@ -103,7 +103,7 @@ function noticed({ names, words }, out, bytes, layer) {
   if (!most) return filled(words.one, { layer, repeated: repeated.length });
   const counts = experts(most).map((expert) => [expert, most.filter((each) => each === expert).length]);
   const sorted = counts.sort(([, one], [, other]) => other - one);
-  const choices = sorted.map(([expert, count]) => `E${expert}: ${count}`).join(", ");
+  const choices = sorted.map(([expert, count]) => `E${expert} (${count}×)`).join(", ");
   const said = { layer, several: several.length, repeated: repeated.length, byte: names[byte], choices };
   return filled(words.notice, said);
 }
@@ -129,7 +129,10 @@ class OwnText {
     const { words, examples } = manifest;
     const id = `${place.id}-text`;
     const view = make("div");
-    const type = (text) => this.change({ text, token: null }); // the last one
+    const type = (text) => {
+      if (this.writing) this.goOn(); // who types stops it
+      this.change({ text, token: null }); // the last one
+    };
     const begin = (text) => this.change({ text, token: this.middle(text) });
     this.field = make("textarea", { id, rows: 2, spellcheck: "false" });
     this.field.addEventListener("input", () => type(this.field.value));

@@ -15,6 +15,9 @@ class Wall extends History {
       () => new Worker(new URL("wall_model.js", import.meta.url), { type: "module" }),
     );
   }
+  get budget() {
+    return Math.round((super.budget * this.values.num_entries) / this.shared.numbers.entries); // more take longer
+  }
   ask(kind, more = () => ({})) {
     // all models; what each answers
     const lost = "wall_model.js did not arrive, or this browser has no workers within workers.";

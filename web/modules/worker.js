@@ -201,7 +201,9 @@ const PANELS = {
     return { "0.probs": ["f4", [E], probabilities], "0.weights": ["f4", [E], weights] };
   },
   // Three heads, then for each model three bars, and behind each its number: only the last pair is not fixed.
-  answer({ manifest, shared }, { plain: { accuracy } }, header) {
+  answer(run, out, header) {
+    const { manifest, shared } = run;
+    const { accuracy } = out.plain;
     const [type, shape, fixed] = manifest.answer["0.places"];
     const [mark] = header.marks;
     const places = [...fixed];
@@ -216,6 +218,8 @@ const PANELS = {
     });
     const said = [0, percents.length - 1, 1].map((row) => percents[row]);
     header.caption = header.caption.replace(/\d+(?=\u00a0%)/g, () => said.shift());
+    const [verdict, , dead] = verdictOf(run, out);
+    if (run.step && dead.length) header.caption = filled(shared.words.dead, { verdict }) + header.caption;
     return { ...manifest.answer, "0.places": [type, shape, places] };
   },
   heatmap(run, { probs, serves }) {
@@ -273,6 +277,8 @@ function describeLoad(load, { top_k: K }, { numbers: { dead, even }, words: { lo
   return [...words[kind].map((text) => filled(text, { ...found, goes_to: words["goes to"] })), gone];
 }
 
+const verdictOf = (run, out) => describeLoad([...(run.load ?? out.clean)], run.manifest, run.shared);
+
 function lines(run, out) {
   const { recent } = run;
   const { numbers: sizes, words: texts } = run.shared;
@@ -282,7 +288,7 @@ function lines(run, out) {
   const guessing = Math.log(sizes.classes);
   const loss = mean(recent, ({ losses }) => losses[0]);
   const isWorse = run.step > sizes.recent && loss > 1.1 * guessing;
-  const [verdict, rest, dead] = describeLoad([...(run.load ?? out.clean)], run.manifest, run.shared);
+  const [verdict, rest, dead] = verdictOf(run, out);
   const [logits, probs, serves] = [out.logits, out.probs, out.serves].map((data) => rowOf(data, E, token));
   const order = range(E)
     .sort((one, other) => probs[other] - probs[one])
@@ -308,7 +314,7 @@ function lines(run, out) {
   return {
     words: verdict + rest + worse + ofDrawing + hint,
     ...(run.step ? { verdict, dead } : { verdict: "", dead: [] }), // before the first step nothing has failed
-    sizes: `${E} experts, top-${run.manifest.top_k}`,
+    sizes: `${E} expert${E > 1 ? "s" : ""}, top-${run.manifest.top_k}`,
     reading: filled(reading.token, { token, x, y, label, verdict: isRight, read, served }) + lost,
   };
 }

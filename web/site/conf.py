@@ -44,14 +44,16 @@ html_theme_options |= {"footer_start": [], "footer_end": []}
 VIEWS = {  # pages of the site, each with the view of the page of this name
     "wall": {
         "title": "Memorisation grid",
-        "text": "Three models memorise a phone book. Full squares: known, pale: in part. Select one.",
+        "text": "What do more parameters buy? An MoE and two dense models memorise a phone book: a full square is a "
+        "memorised entry, a pale one is known in part. Select one; then try 2,000 entries.",
         "picture": "_images/facts.png",
         "alt": "Three memorisation grids: the MoE has coloured some squares, dense 1× few, dense 8× most",
     },
     "speedup": {
         "title": "The speedup of an MoE: over which dense model, at which batch size",
         "text": "The speedup is the time of a decoding step of a dense model over that of an MoE, by the roofline of a "
-        "machine. Click or tap a place: the table says what bounds both models there.",
+        "machine; the batch size is how many texts it decodes at once. Click or tap a place: the table says what "
+        "bounds both there.",
         "picture": "_static/speedup.png",
         "alt": "A map: the width of the dense model from left to right, the batch size upwards, the speedup as colour",
     },
@@ -133,6 +135,7 @@ def enliven(app, doctree) -> None:
         tag = '<div class="output moe-figure">'
         if kind != "picture":
             steps = f' data-steps="{steps_of(view.words)}"' * (kind == "playground")
+            steps += " data-more" * ("panels=" in view.call)
             tag = f'<div data-moe="{kind}" data-state="{escape(state)}"{steps}>'
         at = image.parent.index(image)
         image.parent.insert(at, nodes.raw("", tag, format="html"))

@@ -138,9 +138,12 @@ def answer(view) -> Panel:
     (_, first, *_), largest, part = view.runs, list(view.runs)[-1], 100 * flops[0] / flops[-1]
     percents = [f"{percent:.0f}\N{NO-BREAK SPACE}%" for percent in right]
     caption = f"MoE: {percents[0]} right with {part:.0f} % of the FLOPs of {largest} ({percents[-1]})."
+    block = view.main_run.model.block
+    wide = f"{largest}: as wide as {block.num_experts} experts"
     if first != largest:
-        caption += f" {first.capitalize()}, at about its FLOPs: {percents[1]}."
-    return Panel("Stored, computed, correct", [mark], Axis(0, 3, ticks=()), rows, height=108, caption=caption)
+        wide = f"{first}: as wide as {block.top_k} expert{'s' * (block.top_k > 1)}, {wide.replace(' experts', '')}"
+        caption += f" {first.capitalize()}, with {100 * flops[1] / flops[0]:.0f} % of the MoE's: {percents[1]}."
+    return Panel(f"Stored, computed, correct ({wide})", [mark], Axis(0, 3, ticks=()), rows, height=108, caption=caption)
 
 
 def is_own(run) -> bool:

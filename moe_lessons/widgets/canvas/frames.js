@@ -203,7 +203,7 @@ function doing(view) {
   const { step, state, until } = view.words;
   if (state !== "training") {
     view.began = null;
-    return `${state}${until && step >= until ? ": Play goes on" : ""}`;
+    return `${state}${until && step >= until ? ": press Play to go on" : ""}`;
   }
   if (view.isStale) return ""; // its kernel has ended
   const now = performance.now();
