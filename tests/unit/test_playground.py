@@ -219,10 +219,11 @@ def test_a_token_is_followed_through_the_router_to_its_experts():
     playground.set(token=3)
     drawn, routing = mark(playground, 1, Route), playground.plane.routing
     mine = routing.token_idx == 3
-    assert drawn.token == 3 and drawn.probs == pytest.approx(routing.router_probs[3].numpy())
+    assert drawn.head.startswith("token 3 at (") and drawn.probs == pytest.approx(routing.router_probs[3].numpy())
     weights = dict(zip(routing.expert_idx[mine].tolist(), routing.weight[mine].tolist()))
     assert {e: w for e, w in enumerate(drawn.weights.tolist()) if w} == pytest.approx(weights) and len(weights) == 2
-    assert drawn.label == playground.plane.classes[3] and drawn.correct == playground.plane.correct[3]
+    said = "correct: class {}" if playground.plane.correct[3] else "wrong: the class is {}"
+    assert drawn.foot == said.format(playground.plane.classes[3])
 
 
 def test_one_strip_says_what_each_model_stores_computes_and_gets_right():
