@@ -245,21 +245,52 @@ def test_where_it_diverges_it_says_so_and_goes_on_with_a_lower_rate(visit, view,
     assert trouble.inner_text() == "" and own.measured()[0] < 100
 
 
-def test_a_finger_that_scrolls_moves_no_slider(visit):
+@pytest.fixture
+def touched(visit):
+    """The playground on a phone, and swipe(element, start, across, up): a finger on it, from a part of its size."""
     own = visit(view="index", is_mobile=True, **PHONE)
     own.page.locator(".moe-canvas[data-step]").wait_for()
-    own.button("Sliders").click()
-    slider, touch = own.control("noise_std"), own.page.context.new_cdp_session(own.page)
-    for across, up, value in ((0, -120, 0.0), (-60, 0, 0.9), (0, 0, 2.2)):
-        box = slider.bounding_box()
-        x, y = box["x"] + box["width"] * 0.7, box["y"] + box["height"] / 2
+    touch = own.page.context.new_cdp_session(own.page)
+
+    def swipe(element, start: tuple[float, float], across=0, up=0) -> None:
+        box = element.bounding_box()
+        x, y = box["x"] + box["width"] * start[0], box["y"] + box["height"] * start[1]
         for part in range(11):
             at = [{"x": x + across * part / 10, "y": y + up * part / 10}]
             touch.send("Input.dispatchTouchEvent", {"type": "touchMove" if part else "touchStart", "touchPoints": at})
             own.page.wait_for_timeout(20)
         touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
         own.page.wait_for_timeout(300)
+
+    return own, swipe
+
+
+def test_a_finger_that_scrolls_moves_no_slider(touched):
+    own, swipe = touched
+    own.button("Sliders").click()
+    for across, up, value in ((0, -120, 0.0), (-60, 0, 0.9), (0, 0, 2.2)):
+        swipe(own.control("noise_std"), (0.7, 0.5), across, up)
         assert float(own.state.get("noise_std", 0)) == pytest.approx(value, abs=0.3)
+
+
+def test_a_finger_that_scrolls_selects_no_token_and_one_that_taps_does_without_a_tip(touched):
+    own, swipe = touched
+    figures, top = own.page.locator(".moe-canvas figure"), "scrollY"
+    territory = figures.first.locator("canvas")
+    for start in ((0.3, 0.3), (0.5, 0.6), (0.6, 0.4)):
+        before = own.page.evaluate(top)
+        swipe(territory, start, up=-60)
+        assert own.page.evaluate(top) > before and "token" not in own.state
+        own.page.evaluate("scrollTo(0, 0)")
+    swipe(territory, (0.3, 0.3))
+    expect(own.canvas).to_have_attribute("data-token", own.state["token"])
+    expect(own.page.locator(".moe-tip")).to_be_hidden()
+    own.page.wait_for_timeout(500)
+    assert own.page.evaluate(top) == 0  # nearly all of the block is in sight
+    count = figures.count()
+    own.button("More").click()
+    expect(figures.nth(count)).to_be_in_viewport(ratio=0.9)
+    assert not own.control("pen").is_visible()
 
 
 @pytest.mark.parametrize("view", ["index", "text"])

@@ -7,6 +7,7 @@ import { Control, KEPT, bar, button, guide, hasMouse, json, make, unpacked } fro
 import { Settings } from "./settings.js";
 
 const SLOWLY = 100; // steps a second until somebody touches it: so one sees how it learns
+const HIDDEN = 24; // pixels of the block below which a finger does not move the page
 const LOADING = "Loading what trains.";
 const EARLIER = "The picture is of an earlier training."; // where it is not of the first step
 export const calm = matchMedia("(prefers-reduced-motion: reduce)");
@@ -92,10 +93,11 @@ export class Playground {
         this.apply(rescue);
         this.ask("play");
       },
-      More: () => {
+      More: ({ isTrusted }) => {
         const isMore = this.rest[0].hidden;
         for (const element of this.rest) element.hidden = !isMore;
         this.buttons.More.setAttribute("aria-expanded", isMore);
+        this.isMore = isMore && isTrusted && !hasMouse.matches; // a finger has asked for it
         this.ask("more", { isMore });
       },
     };
@@ -203,11 +205,25 @@ export class Playground {
   /** Hear the canvas: it has drawn a picture, or something in one was clicked. */
   heard({ drawn, pick, index, points }) {
     if (drawn) this.ask("drawn", { number: drawn });
+    if (drawn && this.isMore) this.showMore();
     if (points) this.learn(this.values.points + points);
     if (pick !== "token" || !("token" in this.controls)) return;
     this.apply({ token: index });
-    if (!hasMouse.matches)
-      this.view.querySelectorAll("figure")[1].scrollIntoView({ block: "nearest", behavior: "smooth" });
+    if (!hasMouse.matches) this.showBlock();
+  }
+  // A finger is low on the screen, and what it asks for may be lower.
+  showBlock() {
+    const [, block] = this.view.querySelectorAll("figure");
+    const { top, bottom } = block.getBoundingClientRect();
+    const below = parseFloat(getComputedStyle(block).scrollMarginBottom); // the dock
+    if (Math.max(-top, bottom + below - innerHeight) > HIDDEN)
+      block.scrollIntoView({ block: "nearest", behavior: "smooth" });
+  }
+  showMore() {
+    const first = this.view.querySelectorAll("figure")[this.settings.front.panels];
+    if (!first) return; // not yet drawn
+    this.isMore = false;
+    first.scrollIntoView({ block: "start", behavior: "smooth" });
   }
   /** Learn points that were drawn by hand, or the task again where there are none. */
   learn(points) {

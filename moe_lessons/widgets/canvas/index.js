@@ -88,11 +88,12 @@ function observe(view) {
 function listen(view) {
   const { el } = view;
   const on = (target, name, action) => target.addEventListener(name, action, { signal: view.ended });
-  on(el, "pointermove", (event) => drawn(view, event) || point(view, under(view, event), true));
+  const follow = (event) => event.pointerType === "touch" || point(view, under(view, event), true);
+  on(el, "pointermove", (event) => drawn(view, event) || follow(event)); // a finger that moves may scroll
   on(el, "click", (event) => drawn(view, event) || clicked(view, under(view, event)));
   on(el, "pointerdown", (event) => drawn(view, event) && point(view, {}));
   on(el, "pointerup", (event) => drawn(view, event));
-  on(el, "pointercancel", (event) => drawn(view, event) || point(view, {}));
+  on(el, "pointercancel", (event) => drawn(view, event));
   on(el, "keydown", (event) => keyPressed(view, event));
   on(el, "focusin", ({ target }) => target.matches("button") && point(view, { hit: named(target) }));
   on(el, "pointerleave", ({ pointerType }) => pointerType === "touch" || point(view, {}));

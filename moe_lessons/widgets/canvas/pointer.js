@@ -17,6 +17,7 @@ const MOST_LINES = 6; // of several curves in a tip: those nearest to the pointe
 const MOST_SPOKEN = 40; // stops that the words for a picture name
 const ROOF = 90; // pixels: what JupyterLab's own bars take of the window; a tip lies under them
 const NAMES = { expert: "expert", model: "model", token: "byte" }; // of what an element may be named for
+const hasMouse = matchMedia("(hover: hover)");
 const PICKED = ["token", "layer", "model", "place"];
 
 /**
@@ -59,17 +60,27 @@ export function point(view, where, isNew = false) {
   }
   follow(view, links.token);
   view.at = where.at ?? null;
-  view.parts.tip.hidden = !rows;
+  const isSaid = links.token !== undefined || where.at?.card.isPlane; // by the block, and a tip would hide more
+  const isShown = rows && (hasMouse.matches || !isSaid || !hasRoute(view));
+  view.parts.tip.hidden = !isShown;
   if (rows) fillTip(view, { title, rows });
-  if (rows && view.at && isNew) placeTip(view);
+  if (isShown && view.at && isNew) placeTip(view);
 }
+
+// Whether the way of a token through the block is drawn.
+const hasRoute = ({ panels }) =>
+  [...panels.values()].some(({ marks }) => marks.some(({ mark }) => mark === "Route"));
 
 // A token that is pointed at is selected where its way through the block is drawn.
 function follow(view, token) {
-  const isDrawn = () =>
-    [...view.panels.values()].some(({ marks }) => marks.some(({ mark }) => mark === "Route"));
   const { until } = view.words; // what does not train is asked by a click alone
-  if (token === undefined || token === view.followed || until === undefined || view.isStale || !isDrawn())
+  if (
+    token === undefined ||
+    token === view.followed ||
+    until === undefined ||
+    view.isStale ||
+    !hasRoute(view)
+  )
     return;
   view.followed = token;
   view.send({ pick: "token", index: token });
