@@ -2,13 +2,17 @@
 
 import re
 from html import escape
+from textwrap import fill
 from typing import Any
+
+from nbformat.v4 import new_markdown_cell
 
 from moe_lessons.course.quiz import QUIZZES, read_quiz
 from moe_lessons.exercises import FOUND
 from moe_lessons.support.show import show_source
 
 HAPPENED = "What happened"  # so begins what a prediction is compared with
+SHOWN = '<details class="moe-happened"><summary>Show what happened</summary>'
 CHECK = re.compile(r"(\w+)\.check\(")  # of an exercise
 START = re.compile(r'<div class="alert.*?</div>\n\n', re.S)  # how to start in JupyterLab
 TAKEN = re.compile(r"^\w+: the solution, until .*\n", re.M)  # what `take` prints
@@ -22,7 +26,7 @@ def as_page(notebook: dict[str, Any]) -> dict[str, Any]:
     for cell in cells:
         cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), *fold(cell)]
         cell["metadata"]["mystnb"] = describe(cell)
-    answer(cells)
+    answer(notebook["cells"])
     for cell in cells:
         if check := CHECK.match("".join(cell["source"])):
             data = {"text/markdown": help_with(check[1])}
@@ -49,34 +53,39 @@ def describe(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def answer(cells: list[dict[str, Any]]) -> None:
-    """Put answers at the questions of a lesson, and take away what is said there, or only where cells run."""
-    asked = {}  # the prediction that is not answered yet
-    for number, cell in enumerate(cells):
-        for output in list(cell["outputs"]):
+    """Put answers at the questions of a lesson, fold what shows them, and leave out what is for cells that run."""
+    asked, shown = {}, {}  # the prediction that is not answered yet, and the beginning of what answers it
+    for number, cell in enumerate(list(cells)):
+        for output in list(cell.get("outputs", [])):
             data = output.get("data", {})
             said = "".join(data.get("text/plain", ""))
             if "Prediction(" in said:
-                asked = data
+                asked, shown = data, new_markdown_cell(SHOWN)
+                cells.insert(cells.index(cell) + 1, shown)
             elif said.startswith(HAPPENED):
-                asked["text/markdown"] = answered("".join(asked["text/markdown"]), said, f"prediction-{number}")
+                question, *options = "".join(asked["text/markdown"]).split("\n- ")
+                asked["text/markdown"] = answered(question, options, said, f"prediction-{number}")
+                shown["source"] += "" if options else f"\n\n{said}"
+                after = cells.index(cell) + 1
+                noticed = "".join(cells[after]["source"]).startswith("**What to notice")
+                cells.insert(after + noticed, new_markdown_cell("</details>"))
             elif quiz := re.fullmatch(r"Quiz\('(\d+)'\)", said):
                 data["text/markdown"] = answered_quiz(quiz[1])
             if "text" in output:
-                output["text"] = TAKEN.sub("", "".join(output["text"]))
-                is_table = any(len(re.findall(r" {3}\S", line)) > 1 for line in output["text"].splitlines())
-                cell["metadata"]["tags"] += [] if is_table else ["wrap"]
+                lines = TAKEN.sub("", "".join(output["text"])).splitlines()
+                output["text"] = "\n".join(fill(line, 90) for line in lines)  # longer ones are sentences
+                cell["metadata"]["tags"] += ["wrap"] if len(lines) == 1 else []
             if said.startswith(HAPPENED) or output.get("text") == "":
                 cell["outputs"].remove(output)
 
 
-def answered(question: str, happened: str, group: str) -> str:
-    """Write a prediction as Markdown: each option opens on what happened; without options there is one line to open."""
-    text, *options = question.split("\n- ")
+def answered(question: str, options: list[str], happened: str, group: str) -> str:
+    """Write a prediction as Markdown: each option opens on what happened; without options it is the question alone."""
     if not options:
-        return f"{text}\n\n{folded('Show the answer', happened)}"
+        return question.partition("\n\n")[0]
     right = happened.removeprefix(f"{HAPPENED}: ").removesuffix(".")
     verdicts = (f"✔ That is what happened: {right}." if option == right else f"✘ {happened}" for option in options)
-    return "\n\n".join([text, *map(folded, options, verdicts, [group] * len(options))])
+    return "\n\n".join([question, *map(folded, options, verdicts, [group] * len(options))])
 
 
 def answered_quiz(lesson: str) -> str:
@@ -98,5 +107,5 @@ def help_with(name: str) -> str:
 
 def folded(summary: str, text: str, group: str = "") -> str:
     """Fold Markdown; of a group one is open at a time."""
-    option = f' class="moe-option" name="{group}"' if group else ""
+    option = f' class="moe-option{" moe-wrong" * text.startswith("✘")}" name="{group}"' if group else ""
     return f"<details{option}><summary>{escape(summary)}</summary>\n\n{text}\n\n</details>"

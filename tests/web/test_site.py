@@ -210,9 +210,33 @@ def test_a_lesson_answers_though_no_cell_runs_and_shows_the_code_to_be_written(a
     options = page.get_by_text("E1, E2 and all rows of the router"), page.get_by_text("0.73, 0.27, 0.00")
     for option, verdict in zip(options, ("✘ What happened: E1, E2 and their two rows", "✔ ")):
         option.click()
-        assert page.locator(".moe-option[open]", has=option).inner_text().partition("\n")[2].strip().startswith(verdict)
+        chosen = page.locator(".moe-option[open]", has=option)
+        assert chosen.inner_text().partition("\n")[2].strip().startswith(verdict)
+        assert ("moe-wrong" in chosen.get_attribute("class")) == (verdict[0] == "✘")
+    shown = page.locator(".moe-happened:has-text('The layer is sparse')")
+    assert not shown.locator("pre").last.is_visible()
+    shown.get_by_text("Show what happened").click()
+    assert shown.locator("pre").last.is_visible()
     page.get_by_text("Solution").first.click()
     assert "def my_weights" in page.locator(".cell_output details[open] pre").inner_text()
+    page.goto(f"{address}/notebooks/04_inference_speed.html")
+    assert page.get_by_text("to be drawn").count() == 0
+    assert page.locator(".moe-happened > p:first-of-type").all_text_contents()[0].startswith("What happened: 2.")
+    page.close()
+
+
+def test_on_a_phone_a_figure_fits_and_opens_its_file_and_a_table_keeps_its_columns(address, browser):
+    page = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True)
+    page.goto(f"{address}/notebooks/00_welcome.html")
+    page.get_by_text("Show what happened").first.click()
+    figure = page.locator(".moe-figure a[href$='.png']")
+    assert figure.locator("img").bounding_box()["width"] <= 360
+    assert page.locator(".moe-happened pre:visible", has_text="8.0 M active per token").evaluate(
+        "pre => pre.scrollWidth > pre.clientWidth && pre.clientHeight < 120"
+    )
+    page.goto(f"{address}/index.html")
+    page.locator("button.primary-toggle").click()
+    assert page.locator(".moe-lessons a:visible").first.inner_text() == "00 Welcome"
     page.close()
 
 

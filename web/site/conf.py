@@ -66,7 +66,7 @@ VIEWS = {  # pages of the site, each with the view of the page of this name
 }
 WIDE = dict.fromkeys(("index", *VIEWS), [])  # these need the room of the bars
 html_theme_options["secondary_sidebar_items"] = {"**": ["page-toc"]} | WIDE
-html_sidebars = {"**": ["lessons.html"]} | WIDE
+html_sidebars = {"**": ["lessons.html"]}
 templates_path, html_css_files = ["templates"], ["site.css"]
 html_additional_pages = {"index": "front.html"} | dict.fromkeys(VIEWS, "view.html")
 html_static_path = ["site.css", "../../docs/text.png", "../../docs/speedup.png"]
@@ -100,7 +100,8 @@ BADGE = re.compile(r"\[!\[([^]]*)\]\(https://[^)]*\)\]\(([^)]*)\)")  # a picture
 TERM = re.compile(r"\[([^][]+)\]\(GLOSSARY\.md(#[\w-]+)\)")  # its anchor is no heading, so Sphinx does not know it
 
 NOTE = """<p class="moe-note">On this page the views train or play a recording, and no cell runs.
-<a href="../README.html#Start">In the notebook</a> you run the cells and train yourself.</p>"""
+<a href="../README.html#Start">In the notebook</a> you run the cells, train yourself, and have each control that the
+text names.</p>"""
 
 
 def slug(heading: str) -> str:
@@ -124,7 +125,7 @@ def prepare(app, name: str, source: list[str]) -> None:
 
 def enliven(app, doctree) -> None:
     """Around the picture of each live view of a lesson the element in which page.js opens it, or its recording; around
-    each other picture one that scrolls sideways on a phone."""
+    each other picture one in which a tap opens its file."""
     path = Path(app.env.doc2path(app.env.docname))
     if path not in LESSON_FILES:
         return
@@ -132,8 +133,10 @@ def enliven(app, doctree) -> None:
     for image in list(doctree.findall(nodes.image)):
         view = views.get(Path(image["uri"]).stem)
         kind, state = view.on_the_site() if view else ("picture", "")
-        tag = '<div class="output moe-figure">'
-        if kind != "picture":
+        tag = '<div class="moe-figure">'
+        if kind == "picture":
+            image["width"] = image.get("width", "980")  # so that it is a link to its file
+        else:
             steps = f' data-steps="{steps_of(view.words)}"' * (kind == "playground")
             steps += " data-more" * ("panels=" in view.call)
             tag = f'<div data-moe="{kind}" data-state="{escape(state)}"{steps}>'
