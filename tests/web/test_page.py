@@ -476,6 +476,16 @@ def test_it_writes_the_likeliest_letter_and_then_goes_on_by_chance(visit):
     before = own.page.locator(field).input_value()
     own.page.wait_for_timeout(500)
     assert own.page.locator(field).input_value() == own.state["text"] == before
+    own.button("English").click()
+    room = own.page.locator("figure").first.bounding_box()["y"]
+    own.button("Write on").click()
+    own.page.wait_for_function("() => document.querySelector('textarea').value.length > 66")
+    expect(own.said).to_contain_text("reads the last 64")
+    assert own.page.locator("figure").first.bounding_box()["y"] == room
+    own.button("code").click()  # another text stops it, too
+    own.button("Write on").wait_for()
+    own.page.wait_for_timeout(500)
+    assert own.page.locator(field).input_value() == EXAMPLES["code"]
 
 
 def test_strange_texts_and_addresses_do_no_harm(visit):

@@ -129,11 +129,12 @@ class OwnText {
     const { words, examples } = manifest;
     const id = `${place.id}-text`;
     const view = make("div");
-    const type = (text) => {
-      if (this.writing) this.goOn(); // who types stops it
-      this.change({ text, token: null }); // the last one
+    const take = (text, token) => {
+      if (this.writing) this.goOn(); // who types, or begins with another text, stops it
+      this.change({ text, token });
     };
-    const begin = (text) => this.change({ text, token: this.middle(text) });
+    const type = (text) => take(text, null); // the last one
+    const begin = (text) => take(text, this.middle(text));
     this.field = make("textarea", { id, rows: 2, spellcheck: "false" });
     this.field.addEventListener("input", () => type(this.field.value));
     const lines = Object.entries(examples).map(([name, text]) => button(name, text, () => begin(text)));
@@ -145,7 +146,7 @@ class OwnText {
     const top = bar(make("label", { for: id }, words.label), ...lines);
     const controls = bar(letter, this.on, ...this.controls.map(({ element }) => element));
     const about = make("p", {}, words.model);
-    place.home.replaceChildren(top, controls, this.field, place.said, view, about, bar(...place.shares()));
+    place.home.replaceChildren(top, this.field, controls, place.said, view, about, bar(...place.shares()));
     const send = ({ pick, index }) => ["layer", "token"].includes(pick) && this.change({ [pick]: index });
     canvas.render({
       el: view,
@@ -182,6 +183,7 @@ class OwnText {
   change(state) {
     Object.assign(this, { trouble: "" }, state);
     if (this.field.value !== this.text) this.field.value = this.text;
+    if (this.writing) this.field.scrollTop = this.field.scrollHeight;
     if (this.isAsked) return;
     this.isAsked = true;
     this.queue(() => {
