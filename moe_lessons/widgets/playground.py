@@ -264,16 +264,16 @@ class Playground(Lab):
         E = values["num_experts"]
         sizes = f"{E} expert{'s' * (E > 1)}, top-{values['top_k']}"
         return super().lines() | {
-            "verdict": self.load_words()[0] if self.step else "",
+            "verdict": self.load_words()[0] if self.step >= RECENT else "",
             "dead": self.dead,
             "sizes": sizes,
         }
 
     @property
     def dead(self) -> list[int]:
-        """The experts that are dead; before the first step none has failed."""
+        """The experts that are dead; in the first steps, of which too little is known, none."""
         top_k = self.state.values["top_k"]
-        return [e for e, share in enumerate(self.load if self.step else ()) if is_dead(top_k * float(share))]
+        return [e for e, share in enumerate(self.load if self.step >= RECENT else ()) if is_dead(top_k * float(share))]
 
     def _words_of_points(self) -> str:
         said = TIPS["reading"]

@@ -219,7 +219,7 @@ const PANELS = {
     const said = [0, percents.length - 1, 1].map((row) => percents[row]);
     header.caption = header.caption.replace(/\d+(?=\u00a0%)/g, () => said.shift());
     const [verdict, , dead] = verdictOf(run, out);
-    if (run.step && dead.length) header.caption = filled(shared.words.dead, { verdict }) + header.caption;
+    if (run.step >= shared.numbers.recent && dead.length) header.caption = filled(shared.words.dead, { verdict }) + header.caption;
     return { ...manifest.answer, "0.places": [type, shape, places] };
   },
   heatmap(run, { probs, serves }) {
@@ -313,7 +313,7 @@ function lines(run, out) {
   const lost = muted(run) === null ? "" : filled(reading.muted, values);
   return {
     words: verdict + rest + worse + ofDrawing + hint,
-    ...(run.step ? { verdict, dead } : { verdict: "", dead: [] }), // before the first step nothing has failed
+    ...(run.step < sizes.recent ? { verdict: "", dead: [] } : { verdict, dead }), // too little is known at first
     sizes: `${E} expert${E > 1 ? "s" : ""}, top-${run.manifest.top_k}`,
     reading: filled(reading.token, { token, x, y, label, verdict: isRight, read, served }) + lost,
   };

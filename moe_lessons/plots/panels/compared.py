@@ -135,14 +135,15 @@ def answer(view) -> Panel:
     none = [-1] * len(places)
     mark = Boxes(np.array(places, "f4"), texts, np.array(fills, "i4"), np.array(none, "i4"), np.array(none, "i4"), says)
     rows = Axis(len(models) - 0.5, -1.4, ticks=list(enumerate(view.runs)))
-    (_, first, *_), largest, part = view.runs, list(view.runs)[-1], 100 * flops[0] / flops[-1]
+    (_, first, *_), largest = view.runs, list(view.runs)[-1]
+    times = [f"{each / flops[0]:.2g} times" for each in flops]
     percents = [f"{percent:.0f}\N{NO-BREAK SPACE}%" for percent in right]
-    caption = f"MoE: {percents[0]} right with {part:.0f} % of the FLOPs of {largest} ({percents[-1]})."
+    caption = f"MoE: {percents[0]} right. {largest.capitalize()}: {percents[-1]} with {times[-1]} its FLOPs."
     block = view.main_run.model.block
     wide = f"{largest}: as wide as {block.num_experts} experts"
     if first != largest:
         wide = f"{first}: as wide as {block.top_k} expert{'s' * (block.top_k > 1)}, {wide.replace(' experts', '')}"
-        caption += f" {first.capitalize()}, with {100 * flops[1] / flops[0]:.0f} % of the MoE's: {percents[1]}."
+        caption += f" {first.capitalize()}: {percents[1]} with {times[1]}."
     return Panel(f"Stored, computed, correct ({wide})", [mark], Axis(0, 3, ticks=()), rows, height=108, caption=caption)
 
 

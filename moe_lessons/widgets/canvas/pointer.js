@@ -17,7 +17,6 @@ const MOST_LINES = 6; // of several curves in a tip: those nearest to the pointe
 const MOST_SPOKEN = 40; // stops that the words for a picture name
 const ROOF = 90; // pixels: what JupyterLab's own bars take of the window; a tip lies under them
 const NAMES = { expert: "expert", model: "model", token: "byte" }; // of what an element may be named for
-const hasMouse = matchMedia("(hover: hover)");
 const PICKED = ["token", "layer", "model", "place"];
 
 /**
@@ -39,16 +38,21 @@ export function named(element) {
  * @param {PointerEvent} event over it
  * @returns {{card?: Card, at?: Place, hit?: Hit}} a place of a picture, or what an element is named for
  */
-export function under(view, { target, offsetX, offsetY }) {
+export function under(view, { target, offsetX, offsetY, pointerType }) {
   const card = cardOf(view, target);
+  const isTouched = pointerType === "touch";
   const isPicture = card?.canvas === target;
-  return isPicture ? { card, at: { card, x: offsetX, y: offsetY } } : { card, hit: named(target) };
+  return {
+    card,
+    isTouched,
+    ...(isPicture ? { at: { card, x: offsetX, y: offsetY } } : { hit: named(target) }),
+  };
 }
 
 /**
  * Show what lies at a place, or is given, in all panels; and a tip beside the place.
  * @param {View} view in which it lies
- * @param {{at?: Place, hit?: Hit}} where the place, or what is pointed at
+ * @param {{at?: Place, hit?: Hit, isTouched?: boolean}} where the place, or what is pointed at; whether by a finger
  * @param {boolean} [isNew] whether the place is: to put a tip there needs a layout
  */
 export function point(view, where, isNew = false) {
@@ -61,7 +65,8 @@ export function point(view, where, isNew = false) {
   follow(view, links.token);
   view.at = where.at ?? null;
   const isSaid = links.token !== undefined || where.at?.card.isPlane; // by the block, and a tip would hide more
-  const isShown = rows && (hasMouse.matches || !isSaid || !hasRoute(view));
+  if (isNew) view.isTouched = where.isTouched;
+  const isShown = rows && !(view.isTouched && isSaid && hasRoute(view));
   view.parts.tip.hidden = !isShown;
   if (rows) fillTip(view, { title, rows });
   if (isShown && view.at && isNew) placeTip(view);

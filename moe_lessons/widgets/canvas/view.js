@@ -79,6 +79,7 @@ import { css, hatchOf, inkOn, mix, tile } from "./colors.js";
  * @property {Hit} pointed what is pointed at
  * @property {number} [followed] the token that was selected last by pointing at it
  * @property {?{canvas: Element, pointerId: ?number, text: string, last: ?number[]}} [stroke] of points that are drawn
+ * @property {boolean} [isTouched] whether a finger has pointed
  * @property {?number} pinned the expert that is kept
  * @property {?Place} at where the pointer is
  * @property {{expert: Fade, model: Fade}} fades what is strong
