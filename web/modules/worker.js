@@ -219,7 +219,8 @@ const PANELS = {
     const said = [0, percents.length - 1, 1].map((row) => percents[row]);
     header.caption = header.caption.replace(/\d+(?=\u00a0%)/g, () => said.shift());
     const [verdict, , dead] = verdictOf(run, out);
-    if (run.step >= shared.numbers.recent && dead.length) header.caption = filled(shared.words.dead, { verdict }) + header.caption;
+    if (run.step >= shared.numbers.recent && dead.length)
+      header.caption = filled(shared.words.dead, { verdict }) + header.caption;
     return { ...manifest.answer, "0.places": [type, shape, places] };
   },
   heatmap(run, { probs, serves }) {
