@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from moe_lessons.analysis.counting import TransformerShape
+from moe_lessons.analysis.quality import effective_width, size_losses
 from moe_lessons.analysis.roofline import (
     ATTENTION,
     CACHE_BYTES,
@@ -26,7 +27,7 @@ from web.manifest import describe_control
 COURSE = "the course's own"  # a model of its language models
 NAMES = "Mixtral 8x7B", "OLMoE-1B-7B", "Qwen3-30B-A3B", "gpt-oss-20b", "DeepSeek-V3"
 TOP_K = 1, 2, 4, 8, 16
-HEIGHT = 360  # pixels: the map with both axes, and all above it, on one screen
+HEIGHT = 404  # pixels: the map with both axes, and all above it, on one screen
 
 
 def models() -> dict[str, ModelSizes]:
@@ -68,6 +69,8 @@ def speedup_manifest() -> dict[str, Any]:
     model["stops"] = [(name, name) for name in offered]
     one = speedups(offered[first], view.roof, "bfloat16", 2.0 ** np.arange(LAST + 1))
     heat = {"places": [], "columns": 1, "titles": [], "selected": [0, 0]}
+    found = effective_width(*size_losses(64))  # as lesson 05 has it on its map
+    name = f"quality-matched width: {found}"
     table = Panel("", [Table((), (), ())], width=4, height=HEIGHT)
     return {
         "models": {name: described(sizes) for name, sizes in offered.items()},
@@ -78,6 +81,7 @@ def speedup_manifest() -> dict[str, Any]:
         "bytes": {kind: [WEIGHT_BYTES[kind], CACHE_BYTES[kind]] for kind in WEIGHT_BYTES},
         "controls": {"model": model} | controls,
         "usual": usual,
+        "matched": {"model": COURSE, "width": found.width, "low": found.low, "high": found.high, "name": name},
         "levels": LEVELS,
         "edges": EDGE_INKS,
         "last": LAST,

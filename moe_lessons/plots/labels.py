@@ -1,18 +1,19 @@
-"""Where the words of a `Heat` stand in a still picture: on no line and on no other words, as in canvas/labels.js."""
+"""Where the words of a `Heat` stand in a still picture, by the rules of canvas/labels.js."""
 
 from collections.abc import Iterator
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.path import Path
-from matplotlib.transforms import Bbox
 
 from moe_lessons.plots.marks import Boxes, Heat, Line, Panel, Points, Rule
 from moe_lessons.plots.theme import LETTER
 
 HALF = 6  # of the height of words, in pixels, as all that follows
-FREE = 2  # around words
-APART = 4  # of a contour from its name
+APART = 2.5  # words
+ENOUGH = 6  # from words to a line that they do not name
+CLEARLY = 0.5  # more room than elsewhere
+FINE = 4  # places of a name from row to row
 LEAST = 0.04  # of the map: what a region needs for its words
 EVEN = 0.03  # as a logarithm: no region
 
@@ -32,7 +33,8 @@ class Label(NamedTuple):
 
 
 def place_labels(panel: Panel, width: float, height: float) -> list[Label]:
-    """Place the words of the `Heat` that a panel begins with, the regions' first, in axes of this size."""
+    """Place the words of the `Heat` that a panel begins with, the regions' first, in axes of this size: where other
+    lines leave most room; if they leave enough, in the middle."""
     heat, axes = panel.marks[0], (panel.x, panel.y)
 
     def pixels(x, y) -> np.ndarray:
@@ -41,38 +43,57 @@ def place_labels(panel: Panel, width: float, height: float) -> list[Label]:
 
     rows = np.linspace(0, height, len(heat.z))
     contours = [np.column_stack([pixels(line, 0.0)[:, 0], rows]) for line in np.asarray(heat.contours, "f8")]
-    lines = [*map(Path, contours)]
+    parts, over = [*map(_parts, contours)], []
     rings = [] if heat.selected is None else pixels(*heat.selected)
     taken = [(x - 9, y - HALF, x + 9, y + HALF) for x, y in rings]
     for mark in panel.marks:
         if isinstance(mark, Line):
-            lines.append(Path(pixels(mark.x, mark.y)))
+            over.append(_parts(pixels(mark.x, mark.y)))
         elif isinstance(mark, Rule):
             ends = [mark.x] * 2 if mark.y is None else [panel.x.low, panel.x.high]
-            lines.append(Path(pixels(ends, [panel.y.low, panel.y.high] if mark.y is None else [mark.y] * 2)))
+            if mark.kind == "end":
+                ((x, y),) = pixels([panel.x.low], [mark.y])
+                taken.append((x + 6, y + 9 - HALF, x + 6 + LETTER * len(mark.name), y + 9 + HALF))
+            over.append(_parts(pixels(ends, [panel.y.low, panel.y.high] if mark.y is None else [mark.y] * 2)))
         elif isinstance(mark, Points):
             taken += [(x - 7, y - HALF, x + 7, y + HALF) for x, y in pixels(mark.x, mark.y)]
         elif isinstance(mark, Boxes):
             said = zip(pixels(*np.asarray(mark.places)[:, :2].T), mark.texts)
             taken += [(x, y - HALF, x + LETTER * len(text), y + HALF) for (x, y), text in said]
-
-    def is_free(label: Label) -> bool:
-        left, low, right, high = label.box
-        is_inside = left > FREE and low > FREE and right < width - FREE and high < height - FREE
-        around = Bbox.from_extents(left - FREE, low - FREE, right + FREE, high + FREE)
-        boxes = [*taken, *(other.box for other in labels)]
-        is_apart = all(left > x1 + 8 or right < x0 - 8 or low > y1 + 2 or high < y0 - 2 for x0, y0, x1, y1 in boxes)
-        return is_inside and is_apart and not any(line.intersects_bbox(around, filled=False) for line in lines)
-
     labels: list[Label] = []
-    wanted = [*_regions(heat, width, height)]
-    wanted += [part for name, line in zip(heat.names, contours) for part in _beside(name, line)]
-    for options in wanted:
-        labels += [label for label in options if is_free(label)][:1]
+
+    def put(places: np.ndarray, text: str, is_region: bool, lines: np.ndarray, least: float) -> None:
+        options = [Label(text, x, y, is_region) for x, y in places]
+        boxes = np.reshape([option.box for option in options], (-1, 4))
+        is_inside = (boxes[:, :2] > 0).all(axis=1) & (boxes[:, 2:] < (width, height)).all(axis=1)
+        words = np.reshape([*taken, *(label.box for label in labels)], (-1, 4))
+        is_free = is_inside & (_gaps(boxes, words) >= APART)
+        found = None
+        for option, free in zip(compress(options, is_free), _gaps(boxes[is_free], lines).clip(max=ENOUGH)):
+            if free > least + CLEARLY:
+                found, least = option, free
+        labels.extend([found] if found else [])
+
+    for text, places in _regions(heat, width, height):
+        put(places, text, True, np.concatenate([*parts, *over]), 0)
+    for i, (text, line) in enumerate(zip(heat.names, contours)):
+        for run in _runs(line, width - LETTER * len(text), width / 2):
+            put(run, text, False, np.concatenate([*parts[:i], *parts[i + 1 :]]), -np.inf)
     return labels
 
 
-def _regions(heat: Heat, width: float, height: float) -> Iterator[list[Label]]:
+def _parts(line: np.ndarray) -> np.ndarray:
+    """The rectangles (n, 4) around the parts of a line (n + 1, 2)."""
+    return np.hstack([np.minimum(line[1:], line[:-1]), np.maximum(line[1:], line[:-1])])
+
+
+def _gaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """How far each of the rectangles (n, 4) is from the nearest of the others; less than 0: how far it lies over it."""
+    gaps = np.maximum(boxes[:, None, :2] - others[:, 2:], others[:, :2] - boxes[:, None, 2:])
+    return gaps.max(axis=2).min(axis=1, initial=np.inf)
+
+
+def _regions(heat: Heat, width: float, height: float) -> Iterator[tuple[str, np.ndarray]]:
     """For each region the places of its words, those near its middle first: of what is below 0; of what is above,
     beside that, or under it and over it."""
     z, rows = np.asarray(heat.z), np.arange(len(heat.z))[:, None]
@@ -86,12 +107,14 @@ def _regions(heat: Heat, width: float, height: float) -> Iterator[list[Label]]:
             continue
         places = np.argwhere(own.T) / (np.array(z.shape[::-1]) - 1) * (width, height)
         order = np.hypot(*(places - places.mean(axis=0)).T).argsort(kind="stable")
-        yield [Label(text, x, y, True) for x, y in places[order]]
+        yield text, places[order]
 
 
-def _beside(name: str, line: np.ndarray) -> Iterator[list[Label]]:
-    """For both halves of a contour (rows, 2), the upper first, the places of its name, from its end inwards."""
-    half, middle = LETTER * len(name) / 2, len(line) // 2
-    for part in (line[:middle:-1], line[: middle + 1]):
-        beside = ((APART + half, 0), (-APART - half, 0), (0, APART + HALF), (0, -APART - HALF))
-        yield [Label(name, x + right, y + up, False) for x, y in part for right, up in beside]
+def _runs(line: np.ndarray, room: float, middle: float) -> Iterator[np.ndarray]:
+    """The places of a contour's name on each part of it where the map has room for it, from the middle of the part
+    outwards."""
+    rows = np.arange(FINE * (len(line) - 1)) / FINE
+    fine = np.column_stack([np.interp(rows, range(len(line)), axis) for axis in line.T])
+    is_inside = abs(fine[:, 0] - middle) < room / 2
+    for run in np.split(fine, np.flatnonzero(np.diff(is_inside)) + 1)[not is_inside[0] :: 2]:
+        yield run[abs(2 * np.arange(len(run)) - len(run) + 1).argsort(kind="stable")]

@@ -123,7 +123,8 @@ class Parts(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A line across the panel at x or at y. kind: 'dash', 'even' (fine dashes), 'limit' (red) or 'mark' (thin)."""
+    """A line across the panel at x or at y. kind: 'dash', 'even' (fine dashes), 'limit' (red), 'mark' (thin),
+    or 'end': of what is possible, with its name on it; what lies above fades."""
 
     x: float | None = None
     y: float | None = None
@@ -192,7 +193,7 @@ class Text(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Texts: a column for each model, in its ink, and a row for each quantity."""
+    """Texts: a column for each model, in its ink, and a row for each quantity; columns beyond the inks have none."""
 
     columns: Sequence[str]
     rows: Sequence[str]

@@ -19,6 +19,7 @@ from moe_lessons.tasks.plane import read_points
 
 FONT = "monospace"
 RULES = {"dash": ("--", 1.2, 1), "even": ((0, (2, 3)), 0.8, 0.75), "limit": ("-", 1.6, 1), "mark": ("-", 0.9, 0.6)}
+RULES["end"] = RULES["limit"]
 FILLING = Field | Cells | marks.Stack | marks.Heat | marks.Boxes | marks.Lamps | marks.Route  # the panel
 LEAST_PART = 0.008  # of a plane, as in the page: a smaller territory has no number
 RING = {"marker": "o", "ms": 12, "mfc": "none", "mec": style.RED, "mew": 2.2, "clip_on": False}
@@ -248,7 +249,11 @@ def draw_parts(mark: Parts, ax, panel):
 
 def draw_rule(mark: marks.Rule, ax, panel):
     options = dict(zip(("ls", "lw", "alpha"), RULES[mark.kind]), label=mark.name or "_")
-    options["color"] = style.RED if mark.kind == "limit" else LIGHT.foreground
+    options["color"] = style.RED if mark.kind in ("limit", "end") else LIGHT.foreground
+    if mark.kind == "end":
+        options["label"] = "_"
+        ax.axhspan(mark.y, panel.y.high, color=LIGHT.background, alpha=0.6, lw=0, zorder=1.5)
+        annotate(ax, mark.name, (panel.x.low, mark.y), (6, 8), halo=LIGHT.background, zorder=3)
     ax.axvline(mark.x, **options) if mark.y is None else ax.axhline(mark.y, **options)
 
 
@@ -343,6 +348,7 @@ def draw_table(mark: Table, ax, panel):
     table = ax.table(cells, colWidths=widths, edges="horizontal", bbox=(0, 0, 1, 1))
     table.auto_set_font_size(False)
     colors = [LIGHT.muted, *(LIGHT.lines[ink % 8] for ink in mark.inks or range(len(mark.columns)))]
+    colors += [LIGHT.muted] * (len(heads) - len(colors))
     for (row, column), cell in table.get_celld().items():
         options = {"ha": "right" if column else "left", "weight": "normal" if row else "bold", "size": style.TEXT_SIZE}
         cell.set_text_props(color=LIGHT.foreground if row and column else colors[column], **options)

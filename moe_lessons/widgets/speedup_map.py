@@ -157,7 +157,7 @@ class SpeedupMap(Picture):
             marks.append(Rule(width, name=f"quality-matched width: {found}"))
             marks += [Rule(low, kind="even", name="its 95 % interval"), Rule(high, kind="even")]
         if texts is not None and 1 <= texts < 2**LAST:
-            marks.append(Rule(y=float(np.log2(texts)), kind="limit", name=f"memory is full: {texts:,} sequences"))
+            marks.append(Rule(y=float(np.log2(texts)), kind="end", name=f"memory is full: {texts:,} sequences"))
         return marks
 
     def edges(self, width: float) -> tuple[float, float] | None:
@@ -198,19 +198,20 @@ class SpeedupMap(Picture):
     def table(self) -> Table:
         """Compare both models at the place: time, bytes, FLOPs, and each part with what bounds it."""
         both = self.costs(self.width, self.batch)
-        work = [sum(flops for _, flops in costs.values()) for costs in both]
+        steps = [seconds(costs, self.roof) for costs in both]
+        least, work = min(steps), [sum(flops for _, flops in costs.values()) for costs in both]
         rows: dict[str, list[str]] = {
-            "least time of a step": [say_seconds(seconds(costs, self.roof)) for costs in both],
-            "bytes loaded": [size_words(sum(read for read, _ in costs.values())) for costs in both],
-            "FLOPs": list(map(flop_words, work)),
+            "least time of a step": [*(say_seconds(each, least) for each in steps), ""],
+            "bytes loaded": [*(size_words(sum(read for read, _ in costs.values())) for costs in both), ""],
+            "FLOPs": [*map(flop_words, work), ""],
         }
         for part in both[0]:
             times = [part_seconds(costs, self.roof)[part] for costs in both]
             if any(times):
-                kinds = [bound(costs[part], self.roof) for costs in both]
-                rows[part] = [f"{say_seconds(t)}, {kind}" if t else "–" for t, kind in zip(times, kinds)]
+                kinds = dict.fromkeys(bound(costs[part], self.roof) for costs, time in zip(both, times) if time)
+                rows[part] = [*(say_seconds(time, least) if time else "–" for time in times), " / ".join(kinds)]
         names = "MoE", f"dense, {self.width:g}×"
-        return Table(names, tuple(rows), tuple(rows.values()), model_inks(names))
+        return Table((*names, "bound by"), tuple(rows), tuple(rows.values()), model_inks(names))
 
     def sentence(self) -> str:
         E, K, machine, *_ = self.settings.values()
@@ -284,10 +285,12 @@ def flop_words(count: float) -> str:
     return f"{short_number(count)}FLOP".replace(" B", " G").replace(" K", " k")
 
 
-def say_seconds(value: float) -> str:
-    if value >= 1:
-        return f"{value:.3g} s"
-    return f"{1000 * value:.3g} ms" if value >= 1e-4 else f"{1e6 * value:.3g} µs"
+def say_seconds(value: float, least: float) -> str:
+    """Say it in the unit in which `least` is said."""
+    size, unit = (1, "s") if least >= 1 else (1e3, "ms") if least >= 1e-4 else (1e6, "µs")
+    count = size * value
+    said = f"{count:,.0f}" if count >= 100 else f"{count:.3g}" if count >= 0.001 else "<0.001"
+    return f"{said} {unit}"
 
 
 def machine_rows(machine: str | Machine) -> tuple[pd.DataFrame, Machine | None, str]:

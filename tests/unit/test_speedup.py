@@ -139,7 +139,7 @@ def test_the_map_and_the_table_say_the_same_place():
         expected = numpy_speedup(COURSE, 1e10, 8e10, 4, 4, width, 2**batch, 0)
         assert heat.titles[place].endswith(f"{width:g}×: speedup {expected:.2f}")
     table = view.panels()[1].marks[0]
-    assert dict(zip(table.rows, table.cells))["bytes loaded"] == ["32.1 MB", "107 MB"]
+    assert dict(zip(table.rows, table.cells))["bytes loaded"] == ["32.1 MB", "107 MB", ""]
     labels = {label.text for label in place_labels(view.panels()[0], 500, 400)}
     assert {"0.5", "2", "4", "MoE slower", "MoE faster"} < labels < {*heat.regions, *heat.names}
     np.testing.assert_allclose(points.fill, np.log2([0.8, 4.0]), rtol=1e-6)
@@ -195,5 +195,5 @@ def test_controls_move_the_map_and_points_stay_where_they_were_measured():
 
 def test_memory_that_is_full_is_on_the_map():
     limit = mark(SpeedupMap("Mixtral 8x7B", context_length=1024, machine="NVIDIA H200 SXM"), Rule, -1)
-    assert limit.kind == "limit" and 2**limit.y == pytest.approx(354)
+    assert limit.kind == "end" and 2**limit.y == pytest.approx(354)
     assert SpeedupMap("DeepSeek-V3").picture().png()

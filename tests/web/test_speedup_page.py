@@ -14,7 +14,7 @@ from moe_lessons.plots.labels import place_labels
 from moe_lessons.plots.marks import Heat, Line, Rule
 from moe_lessons.widgets import SpeedupMap
 from moe_lessons.widgets.speedup_map import edge_words
-from web.speedup import models, speedup_manifest
+from web.speedup import COURSE, models, speedup_manifest
 from web.training_page import CANVAS, MODULES
 
 SETTINGS = [
@@ -125,12 +125,23 @@ def test_words_stand_where_there_is_room_and_as_in_a_still_picture(page, own):
                 left, low, right, high = label.box
                 row, column = (np.array((label.y / height, label.x / width)) * 48).round().astype(int)
                 assert not label.is_region or label.text == heat.regions[int(heat.z[row, column] > 0)]
-                for line in heat.contours:
-                    heights = np.arange(low, high)
-                    x = (np.interp(heights / height * 48, np.arange(49), line) - 1) / (view.top - 1) * width
-                    assert not ((left < x) & (x < right)).any(), (label, given)
+                heights = np.arange(low, high) / height * 48
+                lines = (np.array([np.interp(heights, np.arange(49), line) for line in heat.contours]) - 1) * width
+                crossed = (left < lines / (view.top - 1)) & (lines / (view.top - 1) < right)
+                names = [name for name, rows in zip(heat.names, crossed) if rows.any()]
+                assert not names if label.is_region else label.text in names, (label, given)
                 others = [other.box for other in placed if other != label]
                 assert all(left > x1 or right < x0 or low > y1 or high < y0 for x0, y0, x1, y1 in others)
+
+
+def test_the_width_that_was_measured_is_on_the_map_of_this_mixture_alone(page, own):
+    call = "async ([own, values]) => (await import('./speedup.js')).panelsOf(own, values).panels"
+    for more, rules in (({}, 3), ({"top_k": 4}, 0), ({"model": "OLMoE-1B-7B"}, 0)):
+        values = own["usual"] | {"model": COURSE, "num_experts": 16, "top_k": 2} | more
+        panel, table = page.evaluate(call, [own, values]).values()
+        assert len([mark for mark in panel["marks"] if mark["mark"] == "Rule"]) == rules
+        head, *lines = table["caption"].splitlines()
+        assert [line.split("×")[0] for line in lines][0] == "1" and len(lines) > 1
 
 
 def test_a_slider_moves_the_map_and_the_address_opens_it_again(page, address):

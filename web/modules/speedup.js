@@ -9,14 +9,15 @@ const ROWS = 49; // batch sizes that are drawn, and widths
 const FEWEST = 14; // places that can be pointed at, in a row
 const PLACE = { width: 1e4, batch_size: 4096 }; // that is selected: the most of each
 
-function say(value) {
-  if (value >= 1) return `${short(value)} s`;
-  return value < 1e-4 ? `${short(1e6 * value)} µs` : `${short(1e3 * value)} ms`;
+const rounded = (count) => (count < 100 ? short(count) : Math.round(count).toLocaleString("en"));
+// Seconds, in the unit in which `least` is said.
+function say(value, least) {
+  const [size, unit] = least >= 1 ? [1, "s"] : least < 1e-4 ? [1e6, "µs"] : [1e3, "ms"];
+  return `${size * value < 0.001 ? "<0.001" : rounded(size * value)} ${unit}`;
 }
 function sizeOf(bytes) {
   const [unit, name] = bytes < 1e9 ? [1e6, "MB"] : [1e9, "GB"];
-  const count = bytes / unit;
-  return `${count < 100 ? short(count) : Math.round(count).toLocaleString("en")} ${name}`;
+  return `${rounded(bytes / unit)} ${name}`;
 }
 
 // [name, bytes, FLOPs] of each part of a step: of the mixture, or of the dense model of this width.
@@ -52,18 +53,20 @@ const titleOf = (batch, width, speedup) =>
   `Batch size ${batch.toLocaleString("en")}, dense, ${width}×: speedup ${speedup.toFixed(2)}`;
 
 // Both models at a place, as `table` of moe_lessons/widgets/speedup_map.py has them.
-function tableOf({ table, inks }, steps, batch, width) {
+function tableOf({ table, inks }, steps, batch, width, caption) {
+  const least = Math.min(...steps.map(({ seconds }) => seconds));
   const rows = {
-    "least time of a step": steps.map(({ seconds }) => say(seconds)),
-    "bytes loaded": steps.map(({ bytes }) => sizeOf(bytes)),
-    FLOPs: steps.map(({ flops }) => `${short(flops)}FLOP`.replace(" B", " G")),
+    "least time of a step": [...steps.map(({ seconds }) => say(seconds, least)), ""],
+    "bytes loaded": [...steps.map(({ bytes }) => sizeOf(bytes)), ""],
+    FLOPs: [...steps.map(({ flops }) => `${short(flops)}FLOP`.replace(" B", " G")), ""],
   };
   for (const { name } of steps[0].parts) {
     const parts = steps.map((step) => step.parts.find((part) => part.name === name));
-    if (parts.some((part) => part?.seconds))
-      rows[name] = parts.map((part) => (part?.seconds ? `${say(part.seconds)}, ${part.kind}` : "–"));
+    const kinds = new Set(parts.filter((part) => part?.seconds).map(({ kind }) => kind));
+    const times = parts.map((part) => (part?.seconds ? say(part.seconds, least) : "–"));
+    if (kinds.size) rows[name] = [...times, [...kinds].join(" / ")];
   }
-  const columns = ["MoE", `dense, ${width}×`];
+  const columns = ["MoE", `dense, ${width}×`, "bound by"];
   const ofModels = [0, inks[columns[1]] ?? inks[""]];
   const mark = {
     mark: "Table",
@@ -73,7 +76,7 @@ function tableOf({ table, inks }, steps, batch, width) {
     inks: ofModels,
   };
   const [moe, dense] = steps;
-  return { ...table, title: titleOf(batch, width, dense.seconds / moe.seconds), marks: [mark] };
+  return { ...table, title: titleOf(batch, width, dense.seconds / moe.seconds), marks: [mark], caption };
 }
 
 // The two batch sizes between which the mixture is slower than a dense model: `edges` of moe_lessons/analysis/speedup.py.
@@ -159,15 +162,23 @@ export function panelsOf(manifest, values) {
   const [width, batch] = [Math.min(values.width, top), values.batch_size];
   Object.assign(heat, { titles, columns: across.length });
   panel.x.high = top;
+  const isPublished = E === model.experts && K === model.top_k;
+  const { matched } = manifest;
+  const rule = (x, kind, name) => ({ mark: "Rule", x: clamp(x, 1, top), y: null, kind, name });
+  if (matched.model === values.model && isPublished)
+    panel.marks.push(
+      rule(matched.width, "dash", matched.name),
+      rule(matched.low, "even", "its 95 % interval"),
+      rule(matched.high, "even", ""),
+    );
   const { trouble = "", sequences } = roomFor(model, setting, memory);
   if (sequences >= 1 && sequences < 2 ** manifest.last) {
     const text = `memory is full: ${sequences.toLocaleString("en")} sequences`;
-    panel.marks.push({ mark: "Rule", x: null, y: Math.log2(sequences), kind: "limit", name: text });
+    panel.marks.push({ mark: "Rule", x: null, y: Math.log2(sequences), kind: "end", name: text });
   }
   const edges = (over) => edgesOf(model, setting, roof, over);
   const drawn = edgeLines(manifest, edges, top, panel.marks.length);
   panel.marks.push(...drawn.marks);
-  const isPublished = E === model.experts && K === model.top_k;
   const mixture = isPublished ? values.model : `${values.model} with ${E} experts, top-${K},`;
   const finding = `Over dense, ${width}× (of the active FFN width), ${mixture} on one ${values.machine} is ${edgeWords(edges(width), manifest.last)}.`;
   const arrays = {
@@ -177,7 +188,11 @@ export function panelsOf(manifest, values) {
     [heat.places.slot]: ["f4", [places.length, 2], places.flat()],
     [heat.selected.slot]: ["f4", [2], [width, Math.log2(batch)]],
   };
-  const table = tableOf(manifest, [step(batch), step(batch, width)], batch, width);
+  const over = (each) => `${short(each)}×: ${edgeWords(edges(each), manifest.last)}`;
+  const widest = [1, 2, 4].filter((each) => each < top);
+  const caption = ["The MoE over dense models:", ...[...widest, top].map(over)];
+  const steps = [step(batch), step(batch, width)];
+  const table = tableOf(manifest, steps, batch, width, caption.join("\n"));
   return { panels: { 0: panel, 1: table }, arrays, trouble, finding, places };
 }
 

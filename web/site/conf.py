@@ -50,10 +50,11 @@ VIEWS = {  # pages of the site, each with the view of the page of this name
         "alt": "Three memorisation grids: the MoE has coloured some squares, dense 1× few, dense 8× most",
     },
     "speedup": {
-        "title": "The speedup of an MoE: over which dense model, at which batch size",
-        "text": "The speedup is the time of a decoding step of a dense model over that of an MoE, by the roofline of a "
-        "machine; the batch size is how many texts it decodes at once. Click or tap a place: the table says what "
-        "bounds both there.",
+        "title": "When is an MoE faster?",
+        "text": "Mixtral is faster than a dense model with twice its active FFN width only at small and at large batch "
+        "sizes (texts decoded at once). Speedup: the dense model's time for a decoding step over the MoE's, by the "
+        "roofline; click a place for its parts. A dense model as good as the MoE is mostly 1× to E/K× as wide: "
+        "<a href='notebooks/05_quality_at_equal_compute.html'>lesson 05</a> measures it.",
         "picture": "_static/speedup.png",
         "alt": "A map: the width of the dense model from left to right, the batch size upwards, the speedup as colour",
     },

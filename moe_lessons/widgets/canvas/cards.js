@@ -159,10 +159,11 @@ class TableCard extends Card {
     if (!isNew) return;
     const [{ columns, rows, cells, inks = [] }] = this.marks;
     const line = (i) => styled(make("i"), swatch(lineStyle(this.view, inks[i] ?? i)));
-    const ofModel = (model, element) => set(element, { "data-model": model });
+    const isModel = (i) => !inks.length || i < inks.length;
+    const ofModel = (i, element) => (isModel(i) ? set(element, { "data-model": i }) : element);
     const head = (scope, ...content) => set(make("th", "", ...content), { scope });
     const values = (row) => row.map((text, model) => ofModel(model, make("td", "", text)));
-    const top = columns.map((name, i) => ofModel(i, head("col", line(i), name)));
+    const top = columns.map((name, i) => ofModel(i, head("col", isModel(i) ? line(i) : "", name)));
     const body = rows.map((name, i) => make("tr", "", head("row", name), ...values(cells[i])));
     this.content.replaceChildren(
       make("thead", "", make("tr", "", make("td"), ...top)),

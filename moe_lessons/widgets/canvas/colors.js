@@ -8,7 +8,7 @@ import { make } from "./elements.js";
 
 const DASHES = [[], [7, 4], [1.5, 3.5], [9, 3, 2, 3], [4, 2], [14, 4], [], []]; // of the inks
 const RULE_DASHES = { mark: [], even: [2, 3] };
-const DIRECTIONS = { light: ["#5e3c99", "#b35806"], dark: ["#b2abd2", "#fdb863"] }; // told apart by all kinds of sight
+const DIRECTIONS = { light: ["#5e3c99", "#b35806"], dark: ["#a274ff", "#fdb863"] }; // told apart by all kinds of sight
 const tiles = new Map();
 
 /**
@@ -119,7 +119,7 @@ export function lineStyle(view, ink, strong = true) {
  * @returns {LineStyle} of the rule
  */
 export function ruleStyle({ ink, colors }, kind) {
-  if (kind === "limit") return { color: colors.red, width: 1.8, dash: [] };
+  if (kind === "limit" || kind === "end") return { color: colors.red, width: 1.8, dash: [] };
   return { color: css(ink, kind === "mark" ? 0.5 : 0.75), width: 1.1, dash: RULE_DASHES[kind] ?? [5, 4] };
 }
 

@@ -1,4 +1,5 @@
-// Where the words of a `Heat` stand: on no line and on no other words, as plots/labels.py has it for a still picture.
+// Where the words of a `Heat` stand: a contour's name on it, and all in place of no others, as plots/labels.py has it for a
+// still picture.
 
 import { range } from "./numbers.js";
 
@@ -7,14 +8,17 @@ import { range } from "./numbers.js";
 /** @typedef {[number, number, number, number]} Rectangle  Left, top, right and bottom, in pixels. */
 /** @typedef {{text: string, x: number, y: number, isRegion: boolean, wide: number}} Label  A text, and its middle. */
 
+export const NAME_OVER = 9; // pixels over a rule
 const HALF_HIGH = 6; // of the height of words, in pixels, as all that follows
-const AROUND_WORDS = 2; // around words
-const FROM_LINE = 4; // of a contour from its name
+const APART = 2.5; // words
+const ENOUGH = 6; // from words to a line that they do not name
+const CLEARLY = 0.5; // more room than elsewhere
+const FINE = 4; // places of a name from row to row
 const LEAST_REGION = 0.04; // of the map: what a region needs for its words
 const NO_REGION = 0.03; // as a logarithm: no region
 
 /**
- * Place the words of a `Heat`, the regions' first.
+ * Place the words of a `Heat`, the regions' first, where other lines leave most room; if they leave enough, in the middle.
  * @param {Chart} card in which it lies
  * @param {Mark} heat whose regions and contours have names
  * @returns {Label[]} those for which there is room
@@ -22,44 +26,58 @@ const NO_REGION = 0.03; // as a logarithm: no region
 export function placeLabels(card, heat) {
   const { box, pen, x: toX } = card;
   const [rows] = heat.z.shape;
-  const labels = [];
   const contours = heat.names.map((_, i) =>
     range(rows).map((row) => [
       toX(heat.contours[i * rows + row]),
       box.top + box.height * (1 - row / (rows - 1)),
     ]),
   );
-  const lines = [...contours, ...card.marks.flatMap((mark) => linesOver(card, mark))];
+  const over = card.marks.flatMap((mark) => linesOver(card, mark)).flatMap(partsOf);
   const taken = card.marks.flatMap((mark) => placesOfWords(card, mark));
   const { selected: ring } = heat;
-  if (ring) taken.push(rectangleOf({ x: toX(ring[0]), y: card.y(ring[1]), wide: 18 }, 0));
-  const sized = (label) => ({ ...label, wide: (label.isRegion ? 1.1 : 1) * pen.measure(label.text) });
-  const isFree = (label) => {
-    const [left, top, right, bottom] = rectangleOf(label, AROUND_WORDS);
-    const isInside =
-      left > box.left && top > box.top && right < box.left + box.width && bottom < box.top + box.height;
-    const boxes = [...taken, ...labels.map((other) => rectangleOf(other, 0))];
-    const isApart = boxes.every(
-      (other) => left > other[2] + 6 || right < other[0] - 6 || top > other[3] || bottom < other[1],
-    );
-    return isInside && isApart && !lines.some((line) => crosses(line, [left, top, right, bottom]));
-  };
-  const beside = heat.names.flatMap((text, i) =>
-    besideContour(sized({ text, isRegion: false }), contours[i]),
-  );
-  for (const options of [...regionsOf(card, heat), ...beside]) {
-    const found = options.map(sized).find(isFree);
+  if (ring) taken.push(rectangleOf({ x: toX(ring[0]), y: card.y(ring[1]), wide: 18 }));
+  const labels = [];
+  const put = (places, label, lines, least) => {
+    const { wide } = label;
+    const words = [...taken, ...labels.map(rectangleOf)];
+    let [found, most] = [undefined, least];
+    for (const [x, y] of places) {
+      const own = rectangleOf({ x, y, wide });
+      const isInside =
+        own[0] > box.left &&
+        own[1] > box.top &&
+        own[2] < box.left + box.width &&
+        own[3] < box.top + box.height;
+      if (!isInside || words.some((other) => gap(own, other) < APART)) continue;
+      const free = Math.min(ENOUGH, ...lines.map((other) => gap(own, other)));
+      if (free > most + CLEARLY) [found, most] = [{ ...label, x, y }, free];
+      if (free === ENOUGH) break;
+    }
     if (found) labels.push(found);
-  }
+  };
+  const all = [...contours.flatMap(partsOf), ...over];
+  for (const { text, places } of regionsOf(card, heat))
+    put(places, { text, isRegion: true, wide: 1.1 * pen.measure(text) }, all, 0);
+  heat.names.forEach((text, i) => {
+    const others = contours.filter((line) => line !== contours[i]).flatMap(partsOf);
+    const label = { text, isRegion: false, wide: pen.measure(text) };
+    for (const places of runsOf(contours[i], label, box)) put(places, label, others, -Infinity);
+  });
   return labels;
 }
 
-const rectangleOf = ({ x, y, wide }, free) => [
-  x - wide / 2 - free,
-  y - HALF_HIGH - free,
-  x + wide / 2 + free,
-  y + HALF_HIGH + free,
-];
+const rectangleOf = ({ x, y, wide }) => [x - wide / 2, y - HALF_HIGH, x + wide / 2, y + HALF_HIGH];
+
+// How far two rectangles are apart; less than 0: how far one lies over the other.
+const gap = (one, other) =>
+  Math.max(one[0] - other[2], other[0] - one[2], one[1] - other[3], other[1] - one[3]);
+
+// The rectangles around the parts of a line.
+const partsOf = (line) =>
+  line.slice(1).map(([x, y], i) => {
+    const [fromX, fromY] = line[i];
+    return [Math.min(x, fromX), Math.min(y, fromY), Math.max(x, fromX), Math.max(y, fromY)];
+  });
 
 // In pixels, of the marks that are drawn over the map: their lines, and where they have points or words.
 function linesOver({ box, x: toX, y: toY }, { mark, x, y }) {
@@ -70,29 +88,17 @@ function linesOver({ box, x: toX, y: toY }, { mark, x, y }) {
   return [ends];
 }
 
-function placesOfWords({ pen, x: toX, y: toY }, { mark, x, y, texts, places }) {
+function placesOfWords({ pen, box, x: toX, y: toY }, { mark, x, y, kind, name, texts, places }) {
   if (mark === "Points")
-    return [...x].map((value, i) => rectangleOf({ x: toX(value), y: toY(y[i]), wide: 14 }, 0));
+    return [...x].map((value, i) => rectangleOf({ x: toX(value), y: toY(y[i]), wide: 14 }));
+  if (kind === "end") {
+    const wide = pen.measure(name);
+    return [rectangleOf({ x: box.left + 6 + wide / 2, y: toY(y) - NAME_OVER, wide })];
+  }
   if (mark !== "Boxes") return [];
   return texts.map((text, i) => {
     const wide = pen.measure(text);
-    return rectangleOf({ x: toX(places[4 * i]) + wide / 2, y: toY(places[4 * i + 1]), wide }, 0);
-  });
-}
-
-// Whether a line goes through a rectangle: one of its parts is, at some time, between the ends of both axes.
-function crosses(line, rectangle) {
-  return line.some((to, i) => {
-    const from = line[i - 1] ?? to;
-    let [first, last] = [0, 1];
-    for (const axis of [0, 1]) {
-      const [low, high] = [rectangle[axis] - from[axis], rectangle[axis + 2] - from[axis]];
-      const step = to[axis] - from[axis];
-      const times = step ? [low / step, high / step] : [low < 0 && high > 0 ? 0 : 2, 1];
-      first = Math.max(first, step ? Math.min(...times) : times[0]);
-      last = Math.min(last, Math.max(...times));
-    }
-    return first <= last;
+    return rectangleOf({ x: toX(places[4 * i]) + wide / 2, y: toY(places[4 * i + 1]), wide });
   });
 }
 
@@ -116,25 +122,28 @@ function regionsOf({ box }, { z, regions: [slower, faster] }) {
   const wanted = isSlender ? [kinds[0], kinds[3]] : kinds.slice(0, 3);
   const large = wanted.filter(({ cells }) => cells.length >= LEAST_REGION * rows * columns);
   return large.map(({ text, cells }) => {
-    const places = cells.map(([column, row]) => ({
-      text,
-      isRegion: true,
-      x: box.left + (box.width * column) / (columns - 1),
-      y: box.top + box.height * (1 - row / (rows - 1)),
-    }));
-    const [x, y] = ["x", "y"].map(
-      (axis) => places.reduce((sum, place) => sum + place[axis], 0) / places.length,
-    );
-    const away = (place) => Math.hypot(place.x - x, place.y - y);
-    return places.sort((one, other) => away(one) - away(other));
+    const places = cells.map(([column, row]) => [
+      box.left + (box.width * column) / (columns - 1),
+      box.top + box.height * (1 - row / (rows - 1)),
+    ]);
+    const [x, y] = [0, 1].map((axis) => places.reduce((sum, place) => sum + place[axis], 0) / places.length);
+    const away = (place) => Math.hypot(place[0] - x, place[1] - y);
+    return { text, places: places.sort((one, other) => away(one) - away(other)) };
   });
 }
 
-// For both halves of a contour, the upper first, the places of its name, from its end inwards.
-function besideContour(label, line) {
-  const middle = Math.floor(line.length / 2);
-  const ways = [[FROM_LINE + label.wide / 2, 0], [-FROM_LINE - label.wide / 2, 0], [0, -FROM_LINE - HALF_HIGH], [0, FROM_LINE + HALF_HIGH]]; // prettier-ignore
-  return [line.slice(middle + 1).reverse(), line.slice(0, middle + 1)].map((part) =>
-    part.flatMap(([x, y]) => ways.map(([right, down]) => ({ ...label, x: x + right, y: y + down }))),
+// The places of a contour's name on each part of it where the map has room for it, from the middle of the part outwards.
+function runsOf(line, { wide }, { left, width }) {
+  const runs = [[]];
+  line.slice(1).forEach(([x, y], i) => {
+    for (const part of range(FINE)) {
+      const at = line[i].map((from, axis) => from + (([x, y][axis] - from) * part) / FINE);
+      if (Math.abs(at[0] - left - width / 2) < (width - wide) / 2) runs.at(-1).push(at);
+      else if (runs.at(-1).length) runs.push([]);
+    }
+  });
+  const away = (run, i) => Math.abs(2 * i - run.length + 1);
+  return runs.map((run) =>
+    [...run.keys()].sort((one, other) => away(run, one) - away(run, other)).map((i) => run[i]),
   );
 }

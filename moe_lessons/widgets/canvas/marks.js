@@ -8,6 +8,7 @@ import { grid, points } from "./stops.js";
 import { drawCells, drawField, drawHeat, stopsOfCells, stopsOfField, stopsOfHeat } from "./fields.js";
 import { drawDrawn, stopsOfDrawn } from "./drawing.js";
 import { drawRoute, stopsOfRoute } from "./route.js";
+import { NAME_OVER } from "./labels.js";
 
 const PALE = 0.3; // of the full colour, as in still.py: at most, where not all digits of an answer are right
 
@@ -309,10 +310,14 @@ function legendOfHeat(view, { most, legend }) {
 // --- Rule ---
 
 function legendOfRule(view, { name, kind }) {
-  return name ? [[name, swatch(ruleStyle(view, kind))]] : [];
+  return name && kind !== "end" ? [[name, swatch(ruleStyle(view, kind))]] : [];
 }
 
-function drawRule({ pen, box, view, x: toX, y: toY }, { x, y, kind }) {
+function drawRule({ pen, box, view, x: toX, y: toY }, { x, y, kind, name }) {
+  if (kind === "end") {
+    pen.fill(rectangle(box.left, box.top, box.width, toY(y) - box.top), css(view.paper, 0.6));
+    pen.write(name, box.left + 6, toY(y) - NAME_OVER, { align: "left", halo: css(view.paper) });
+  }
   pen.rule(box, isNumber(x) ? toX(x) : null, toY(y), ruleStyle(view, kind));
 }
 
