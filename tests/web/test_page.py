@@ -436,6 +436,12 @@ def test_a_text_is_coloured_by_experts_and_a_click_shows_the_numbers_of_a_letter
     own.letters.nth(4).click()
     own.page.locator("figcaption b", has_text="“f” through the block of layer 2").wait_for()
     assert own.state == {"text": text, "layer": "2", "token": "4"}
+    for place, shown in ((0, "d"), (5, "i")):  # the pointer alone selects nothing
+        own.letters.nth(place).hover()
+        own.page.locator("figcaption b", has_text=f"“{shown}” through the block of layer 2").wait_for()
+        assert own.state["token"] == "4" and "moe-picked" in own.letters.nth(4).get_attribute("class")
+    own.page.locator("textarea").hover()
+    own.page.locator("figcaption b", has_text="“f” through the block of layer 2").wait_for()
     own.page.locator("figure").nth(2).locator("canvas").focus()
     said = []
     for _ in range(8):
@@ -454,10 +460,12 @@ def test_it_begins_within_a_word_breaks_none_and_says_which_letter_has_most_firs
         own.control("layer").fill(str(layer))
         firsts = trace[(trace["layer"] == layer) & (trace["byte"] > 32)].groupby("byte")["expert0"]
         several, repeated = ((counts > 1).sum() for counts in (firsts.nunique(), firsts.size()))
-        said = f"{several} of {repeated} repeated characters have several first choices"
+        said = f"Several first experts: {several} of {repeated} repeated characters."
         expect(own.page.locator(".moe-words")).to_contain_text(said)
     lines = "words => words.map(word => new Set([...word.children].map(letter => letter.offsetTop)).size)"
     assert set(own.page.locator(".moe-word").evaluate_all(lines)) == {1}
+    block = own.page.locator("figure", has_text="through the block").locator("canvas").bounding_box()
+    assert block["y"] + block["height"] < PHONE["viewport"]["height"]  # what a letter does is seen with it
     assert all(box["width"] <= 390 for box in (c.bounding_box() for c in own.page.locator("figure canvas").all()))
 
 

@@ -8,6 +8,7 @@ import { graph, halves, randomOf, whole } from "./runtime.js";
 
 const MOST = 1000;
 const PAUSE = 200; // letters in the address; milliseconds between two that are written
+const CALLED = { help: "Python help" }; // of the examples, where their name does not say it
 const utf8 = new TextEncoder();
 const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 const lengthBy = (lead) => (lead < 0xc0 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4); // bytes of a letter of UTF-8
@@ -31,8 +32,9 @@ function rowOf({ data, dims }, ...places) {
   const at = places.reduce((sum, place, axis) => sum * dims[axis] + place, 0);
   return [...data.subarray(at * width, (at + 1) * width)];
 }
-// The panels of `text_panels`, and their arrays. outs: what both models read of the bytes, of which one is the token.
-export function panelsOf(manifest, outs, { bytes, layer, token }) {
+// The panels of `text_panels`, and their arrays. outs: what both models read of the bytes, of which one is the token;
+// pointed: another one that is shown.
+export function panelsOf(manifest, outs, { bytes, layer, token: selected, pointed: token = selected }) {
   const panels = structuredClone(manifest.panels);
   const arrays = {};
   const letters = lettersOf(bytes);
@@ -49,7 +51,7 @@ export function panelsOf(manifest, outs, { bytes, layer, token }) {
     const rows = (all) => range(bytes.length).map((at) => rowOf(all, layer, at));
     const weights = rows(out.serves);
     const serve = (row, at) => row.map((e, k) => `E${e} ${weights[at][k].toFixed(2)}`).join(", ");
-    Object.assign(text.marks[0], { texts, says: rows(out.experts).map(serve), selected: token });
+    Object.assign(text.marks[0], { texts, says: rows(out.experts).map(serve), selected });
     ints(
       `${i}.0.experts`,
       rows(out.experts).map(([first]) => first),
@@ -87,8 +89,8 @@ export function panelsOf(manifest, outs, { bytes, layer, token }) {
   return { panels, arrays };
 }
 
-// How many characters that repeat have several first choices in a layer, and which has most.
-function noticed({ names, words }, out, bytes, layer) {
+// How many characters that repeat have several first experts in a layer, and which has most.
+export function noticed({ names }, out, bytes, layer) {
   const firsts = new Map(); // byte -> the first choices of all that are the same
   bytes.forEach((byte, at) => {
     const [first] = rowOf(out.experts, layer, at);
@@ -100,12 +102,12 @@ function noticed({ names, words }, out, bytes, layer) {
   const rank = ([, all]) => bytes.length * experts(all).length + all.length;
   const [[byte, most] = []] = several.sort((one, other) => rank(other) - rank(one));
   if (!repeated.length) return "";
-  if (!most) return filled(words.one, { layer, repeated: repeated.length });
+  const all = `${repeated.length} repeated characters`;
+  if (!most) return `In layer ${layer} none of ${all} changes its first expert.`;
   const counts = experts(most).map((expert) => [expert, most.filter((each) => each === expert).length]);
   const sorted = counts.sort(([, one], [, other]) => other - one);
   const choices = sorted.map(([expert, count]) => `E${expert} (${count}×)`).join(", ");
-  const said = { layer, several: several.length, repeated: repeated.length, byte: names[byte], choices };
-  return filled(words.notice, said);
+  return `The same letter, different experts: “${names[byte]}” goes first to ${choices} in layer ${layer}. Several first experts: ${several.length} of ${all}.`;
 }
 
 // The byte in the middle of the last of the longest words: there is something before it and after it.
@@ -137,16 +139,28 @@ class OwnText {
     const begin = (text) => take(text, this.middle(text));
     this.field = make("textarea", { id, rows: 2, spellcheck: "false" });
     this.field.addEventListener("input", () => type(this.field.value));
-    const lines = Object.entries(examples).map(([name, text]) => button(name, text, () => begin(text)));
+    const lines = Object.entries(examples).map(([name, text]) =>
+      button(CALLED[name] ?? name, text, () => begin(text)),
+    );
     const letter = button("Write a letter", words.letter, () => this.write(([likeliest]) => likeliest));
     this.on = button("Write on", words.on, () => this.goOn());
     const control = (name, label, said = { label, tip: words[name] }) =>
       new Control(`${place.id}-${name}`, said, (value) => this.change({ [name]: value }));
     this.controls = [control("layer", "Layer"), control("token", "Token")];
     const top = bar(make("label", { for: id }, words.label), ...lines);
-    const controls = bar(letter, this.on, ...this.controls.map(({ element }) => element));
+    const controls = bar(letter, this.on, ...this.controls.map(({ element }) => element), place.said);
     const about = make("p", {}, words.model);
-    place.home.replaceChildren(top, this.field, controls, place.said, view, about, bar(...place.shares()));
+    place.home.replaceChildren(top, this.field, controls, view, about, bar(...place.shares()));
+    const preview = (target) => {
+      const byte = target?.closest("[data-byte]")?.dataset.byte;
+      const pointed = byte && Number(byte);
+      if (pointed !== this.pointed) this.ask({ pointed });
+    };
+    view.addEventListener(
+      "pointerover",
+      ({ target, pointerType }) => pointerType === "mouse" && preview(target),
+    );
+    view.addEventListener("pointerleave", () => preview());
     const send = ({ pick, index }) => ["layer", "token"].includes(pick) && this.change({ [pick]: index });
     canvas.render({
       el: view,
@@ -181,9 +195,14 @@ class OwnText {
     this.change({ text, layer: Number(layer), token: token === null ? null : Number(token), trouble: why });
   }
   change(state) {
-    Object.assign(this, { trouble: "" }, state);
+    Object.assign(this, { trouble: "", isWhole: true }, state);
+    if ("text" in state) this.pointed = undefined;
     if (this.field.value !== this.text) this.field.value = this.text;
     if (this.writing) this.field.scrollTop = this.field.scrollHeight;
+    this.ask();
+  }
+  ask(state) {
+    Object.assign(this, state);
     if (this.isAsked) return;
     this.isAsked = true;
     this.queue(() => {
@@ -223,17 +242,27 @@ class OwnText {
     );
     const tokens = Array.from(bytes, (byte, at) => [`${at} ${manifest.names[byte]}`, at]);
     this.controls[1].show(token, text ? tokens : [["–", token]]);
-    const outs = [];
-    for (const weights of this.models) outs.push(await this.run(bytes, weights));
-    const { panels, arrays } = text
-      ? panelsOf(manifest, outs, { bytes, layer, token })
+    if (this.read?.text !== text) {
+      const outs = [];
+      for (const weights of this.models) outs.push(await this.run(bytes, weights));
+      this.read = { text, outs };
+    }
+    const { outs } = this.read;
+    const { pointed, isWhole } = this;
+    this.isWhole = false;
+    const made = text
+      ? panelsOf(manifest, outs, { bytes, layer, token, pointed })
       : { panels: [], arrays: {} };
+    // the letters stay as they are under the pointer
+    const [panels, arrays] = [made.panels, made.arrays].map((all) =>
+      Object.fromEntries(Object.entries(all).filter(([name]) => isWhole || parseInt(name) > 1)),
+    );
     const [trained, untrained] = outs.map(({ surprise: { data } }) => data[count - 2]?.toFixed(2));
     const reading = count > 1 ? filled(words.surprise, { trained, untrained }) : "";
     const notice = noticed(manifest, outs[0], bytes, layer);
     const { slots, data } = pack(arrays);
     const seen = {
-      count: panels.length,
+      count: made.panels.length,
       experts: text ? manifest.experts : 0,
       token,
       words: notice,
