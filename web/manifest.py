@@ -14,7 +14,7 @@ from moe_lessons.analysis.counting import flops_per_token
 from moe_lessons.analysis.load import EVEN, WORDS
 from moe_lessons.nn import with_baselines
 from moe_lessons.plots.marks import encode_panel
-from moe_lessons.plots.panels._history import LOSS_WINDOW, MOST_PLACES, RECENT, X_AXES
+from moe_lessons.plots.panels._history import LOAD_WINDOW, LOSS_WINDOW, MOST_PLACES, X_AXES
 from moe_lessons.plots.panels.compared import LONGEST
 from moe_lessons.tasks import PLANE_TASKS, PlaneTask
 from moe_lessons.tasks.plane import CLASS_MAP, MOST_POINTS, OWN_NOISE, PLACES, POINTS_ARE, spread_prototypes
@@ -111,7 +111,7 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
                   "not_made": NOT_MADE, "own": OWN},
         "numbers": {
             "map": CLASS_MAP, "width": D_MODEL, "tokens": NUM_TOKENS, "classes": NUM_CLASSES, "measured": NUM_MEASURED,
-            "recent": RECENT, "window": LOSS_WINDOW, "places": MOST_PLACES, "dead": DEAD_SHARE, "even": EVEN,
+            "recent": LOAD_WINDOW, "window": LOSS_WINDOW, "places": MOST_PLACES, "dead": DEAD_SHARE, "even": EVEN,
             "budget": MOST_STEPS, "noise": NOISE, "held_out": HELD_OUT, "own_noise": OWN_NOISE, "shown": SHOWN,
             "longest": LONGEST,
         },

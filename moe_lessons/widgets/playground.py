@@ -10,7 +10,7 @@ from torch import nn
 
 from moe_lessons.nn import MoE, muted
 from moe_lessons.plots.marks import Panel
-from moe_lessons.plots.panels._history import RECENT
+from moe_lessons.plots.panels._history import LOAD_WINDOW
 from moe_lessons.plots.panels.block import as_digits
 from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import PLANE_TASKS
@@ -51,7 +51,7 @@ class Playground(Lab):
     `points` of your own, which 'Draw points' draws in the territory.
     block: your own mixture of experts (a class; see `training.plane_model` for what it must have).
     Without panels and controls of your own it begins with what explains most; 'More' shows the rest. Until a control or
-    button is touched, such a one trains what `play` asks for at 25 steps a second.
+    button is touched, such a one trains what `play` asks for at 25 steps a second, and again where a button starts it.
     controls: which there are, by name; with fewer than all there are no buttons of presets.
     panels, play, max_steps: see `LiveRun`. seed: of the task, the models, the data and the noise.
     device: "cpu", "cuda", "cuda:1", or "auto": a GPU where there is one.
@@ -193,21 +193,27 @@ class Playground(Lab):
     def collapse(self) -> None:
         """Start afresh without an auxiliary loss, and train."""
         self.loop.now(lambda: self.apply(COLLAPSE, restart=True))
-        self.play()
+        self.begin()
+
+    def begin(self) -> None:
+        """Train as many steps as at first, and as slowly, so that one training can be compared with another."""
+        steps = self.state.values["play"]
+        self.play(steps or None)
+        self.loop.pace = PACE if self.is_front and steps and self.running else None
 
     def preset_button(self, preset: str, text: str, tip: str, **style: str) -> W.Button:
         """A button that chooses a preset, and trains."""
 
         def train() -> None:
             self.choose_preset(preset)
-            self.play()
+            self.begin()
 
         return self.button(text, tip, train, **style)
 
     def rescue(self) -> None:
         """Go on with a strong auxiliary loss, which revives dead experts."""
         self.loop.now(lambda: self.apply(RESCUE))
-        self.play()
+        self.begin()
 
     def body(self) -> W.Widget:
         body = super().body()
@@ -252,9 +258,9 @@ class Playground(Lab):
         return *super().reading_depends_on(), self.state.muted
 
     def words(self) -> str:
-        losses = [record.loss for record in self.main_run.records[-RECENT:]]
+        losses = [record.loss for record in self.main_run.records[-LOAD_WINDOW:]]
         guessing = math.log(NUM_CLASSES)
-        is_worse = self.step > RECENT and sum(losses) > 1.1 * guessing * len(losses)
+        is_worse = self.step > LOAD_WINDOW and sum(losses) > 1.1 * guessing * len(losses)
         worse = TIPS["reading"]["worse"].format(guessing=f"{guessing:.2f}") * is_worse
         return super().words() + worse + self._words_of_points()
 
@@ -264,7 +270,7 @@ class Playground(Lab):
         E = values["num_experts"]
         sizes = f"{E} expert{'s' * (E > 1)}, top-{values['top_k']}"
         return super().lines() | {
-            "verdict": self.load_words()[0] if self.step >= RECENT else "",
+            "verdict": self.load_words()[0] if self.step >= LOAD_WINDOW else "",
             "dead": self.dead,
             "sizes": sizes,
         }
@@ -272,8 +278,8 @@ class Playground(Lab):
     @property
     def dead(self) -> list[int]:
         """The experts that are dead; in the first steps, of which too little is known, none."""
-        top_k = self.state.values["top_k"]
-        return [e for e, share in enumerate(self.load if self.step >= RECENT else ()) if is_dead(top_k * float(share))]
+        top_k, load = self.state.values["top_k"], self.load if self.step >= LOAD_WINDOW else ()
+        return [e for e, share in enumerate(load) if is_dead(top_k * float(share))]
 
     def _words_of_points(self) -> str:
         said = TIPS["reading"]

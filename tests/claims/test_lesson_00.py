@@ -8,6 +8,7 @@ from everywhere import seeds
 
 from moe_lessons.analysis import count_parameters, decode_speed, flops_per_token
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
+from moe_lessons.plots.panels._history import LOAD_WINDOW
 from moe_lessons.training import PRESETS, PlaneSetting, SeedBand, is_dead, plane_runs, train
 
 SEEDS = seeds(6)
@@ -39,7 +40,7 @@ def trained_on():
 
 @pytest.mark.claim("healthy-keeps-every-expert")
 def test_every_expert_keeps_work(healthy):
-    records = [[record.load[0] for record in runs["MoE"].records[-20:]] for runs in healthy]
+    records = [[record.load[0] for record in runs["MoE"].records[-LOAD_WINDOW:]] for runs in healthy]
     recent = torch.tensor(records).mean(dim=1)  # (seeds, E); an even share is .125
     assert (recent > 0.01).float().mean() > 0.95 and (recent > 0.01).sum(dim=1).min() >= 7
     first = torch.tensor([runs["MoE"].records[0].load[0] for runs in healthy])

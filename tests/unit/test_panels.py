@@ -14,7 +14,7 @@ from moe_lessons.analysis import count_parameters, flops_per_token, trace_text
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, apply_capacity, seeded
 from moe_lessons.plots import PANELS
 from moe_lessons.plots.marks import Bars, Line, Rule, Stack, roomy
-from moe_lessons.plots.panels._history import MOST_PLACES, RECENT, History, history, recent_load, spent
+from moe_lessons.plots.panels._history import LOAD_WINDOW, MOST_PLACES, History, history, recent_load, spent
 from moe_lessons.plots.panels.compared import alike, loss_panel
 from moe_lessons.plots.panels.passages import shares_panel
 from moe_lessons.plots.panels.shares import heatmap_panel, load_panel
@@ -112,7 +112,7 @@ def test_a_long_ghost_or_one_that_diverged_does_not_squeeze_a_young_run():
 
 
 def test_the_load_is_that_of_the_last_steps_and_of_the_router_before_the_first(view):
-    mean = np.mean([r.load[0] for r in view.main_run.records[-RECENT:]], axis=0)
+    mean = np.mean([r.load[0] for r in view.main_run.records[-LOAD_WINDOW:]], axis=0)
     np.testing.assert_allclose(marks_of(PANELS["load"](view), Bars)[0].y, mean, rtol=1e-5)
     assert recent_load(view.main_run) == pytest.approx(mean)
     panel = PANELS["load"](fresh := view_of(plane_runs(PRESETS["capacity"]), clean_load=COLLAPSED))

@@ -135,7 +135,7 @@ def test_the_pictures_read_the_router_without_its_noise():
 
 
 def test_the_words_tell_of_the_load_and_the_reading_is_the_routing_of_the_selected_token(trained):
-    mean = torch.tensor([record.load[0] for record in trained.main_run.records[-20:]]).mean(dim=0)
+    mean = torch.tensor([record.load[0] for record in trained.main_run.records[-50:]]).mean(dim=0)
     verdict, rest = describe_load(mean, 2)
     assert trained.words() == verdict + rest == trained.canvas.words["words"]
     assert trained.canvas.words["verdict"] == verdict
@@ -239,18 +239,18 @@ def test_one_strip_says_what_each_model_stores_computes_and_gets_right():
 
 @on_a_loop
 async def test_collapse_breaks_it_and_rescue_goes_on_also_after_a_pause():
-    playground = Playground(max_steps=60)
+    playground = Playground(play=30)  # steps, of each training
     button(playground, "Collapse").click()
     await settled()
     await playground.finished()
-    assert playground.setting == PlaneSetting(router_aux_loss_coef=0.0) and playground.step == 60
+    assert playground.setting == PlaneSetting(router_aux_loss_coef=0.0) and playground.step == 30
     run = playground.main_run
     button(playground, "Rescue").click()
     await settled()
     await playground.finished()
-    assert playground.main_run is run and playground.step == 120
+    assert playground.main_run is run and playground.step == 60
     assert playground.setting == PlaneSetting(router_aux_loss_coef=1.0)
-    assert playground.state.changes == [60]
+    assert playground.state.changes == [30]
 
 
 @on_a_loop

@@ -357,6 +357,7 @@ def test_the_models_before_their_first_step_stand_where_they_train_which_follows
     assert figures.evaluate_all("all => all.map(({offsetTop, offsetLeft}) => [offsetTop, offsetLeft])") == places
     assert own.page.get_by_text("A picture").count() == 0 and own.state["router_aux_loss_coef"] == "0"
     expect(status.locator("b")).to_have_text(re.compile("^[1-4] of 8 experts (is|are) dead$"))
+    expect(status.locator("b")).to_have_attribute("title", re.compile("under 1 % of the tokens"))
     own.button("Pause").click()
     dead = own.page.locator(".moe-chips .moe-gone")
     expect(dead).to_have_count(int(status.locator("b").inner_text()[0]))

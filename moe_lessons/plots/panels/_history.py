@@ -11,6 +11,7 @@ from moe_lessons.training import Run
 
 MOST_PLACES = 256  # of a curve: more are not seen
 LOSS_WINDOW = 10  # steps over which the loss is averaged
+LOAD_WINDOW = 50  # and the load: over 20 an expert that soon comes back may look dead
 X_AXES = {"steps": "step", "FLOPs": "training FLOPs (B: 10⁹, T: 10¹²)", "seconds": "seconds of training"}
 
 
@@ -71,7 +72,7 @@ def spent(run: Run, x_axis: str, steps=None) -> np.ndarray:
 
 
 def recent_load(run: Run, layer: int = 0) -> list[float]:
-    return np.mean([record.load[layer] for record in run.records[-RECENT:]], axis=0).tolist()
+    return np.mean([record.load[layer] for record in run.records[-LOAD_WINDOW:]], axis=0).tolist()
 
 
 def num_experts(view) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 from moe_lessons.nn import is_moe
 from moe_lessons.plots import marks as all_marks
 from moe_lessons.plots.marks import Axis, Bars, Cells, Field, Panel, Points, Route, Rule, Stack, experts_axis, roomy
-from moe_lessons.plots.panels._history import RECENT, as_array, history, num_experts, of_layer, recent_load
+from moe_lessons.plots.panels._history import LOAD_WINDOW, as_array, history, num_experts, of_layer, recent_load
 from moe_lessons.training import is_dead
 
 TITLE, FILM_TITLE = "Load of each expert", "Load share over time"
@@ -43,7 +43,7 @@ def layers(view) -> Panel:
     wanted = np.full((len(run.num_experts), num_experts(view)), np.nan)
     if run.records:
         top_k = np.array([[module.top_k] for module in run.model.modules() if is_moe(module)])  # (layers, 1)
-        wanted = top_k * np.mean([record.load for record in run.records[-RECENT:]], axis=0)  # (layers, E)
+        wanted = top_k * np.mean([record.load for record in run.records[-LOAD_WINDOW:]], axis=0)  # (layers, E)
     rows, experts = wanted.shape
     load = experts * wanted / np.maximum(wanted.sum(axis=1, keepdims=True), 1e-9)
     selected = view.state.layer if rows > 1 else None

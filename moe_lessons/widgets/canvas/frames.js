@@ -186,6 +186,7 @@ function showWords(view, now) {
   const { status } = parts;
   if (!status.childElementCount) status.append(make("span"), make("b"), make("span"));
   statusOf(view).forEach((text, i) => say(status.children[i], text));
+  set(status.children[1], { title: words.words ?? "" });
   status.classList.toggle("moe-bad", words.dead?.length > 0);
   status.hidden = words.until === undefined; // nothing trains
 }
