@@ -28,7 +28,7 @@ def main(folder: Path = DOCS) -> None:
     animate(folder / "rescue.gif")
     playground = Playground(play=300)
     (folder / "playground.png").write_bytes(playground.picture().png())
-    facts = FactsLab(num_entries=300, play=85)  # as the page begins
+    facts = FactsLab(play=300)  # as the page begins
     walls = figure(facts.panels()[: len(facts.runs)], caption=facts.sentence())
     (folder / "facts.png").write_bytes(walls.png())
     text = EXAMPLES["English"]  # as the page begins

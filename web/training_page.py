@@ -3,7 +3,7 @@
 view.html there shows one view, for a frame in any other document; page.js says how a document of one's own shows it.
 What is large is compressed, so that no server has to. Graphs are kept in build/graphs, and made again only where the
 package or torch has changed. `usual`: those that the controls Experts, Top-k, Noise and Auxiliary loss need; `all`: of
-every router and every wall of facts; `few`: of the presets 'healthy' and 'collapse', two seeds, and a small wall, as
+every router; `few`: of the presets 'healthy' and 'collapse', two seeds, and a small wall, as
 the tests need them.
 """
 
@@ -48,19 +48,19 @@ CANVAS = ROOT / "moe_lessons" / "widgets" / "canvas"  # ES modules, which the pa
 MODULES = ROOT / "web" / "modules"
 RUNTIME = ROOT / "tools" / "node_modules" / "onnxruntime-web"
 FEW = ("healthy", "collapse")
-WALLS = {"usual": wall.USUAL_STOPS, "all": wall.WALL_STOPS, "few": wall.FEW_STOPS}
+GRAPHS = "usual", "all", "few"
 
 
 def main(folder: str, graphs: str = "usual") -> None:
     """Make the page in a folder. Ends the program where another folder would be lost, or there is no npm package."""
-    if graphs not in WALLS:
-        raise SystemExit(f"The second word must be {', '.join(WALLS)}, got {graphs}.")
+    if graphs not in GRAPHS:
+        raise SystemExit(f"The second word must be {', '.join(GRAPHS)}, got {graphs}.")
     if Path(folder).is_dir() and any(Path(folder).iterdir()) and not Path(folder, "view.html").is_file():
         raise SystemExit(f"FOLDER must be new or empty, or have a page, got {folder}.")
     settings, seeds = offered(USUAL if graphs == "usual" else STOPS["router"]), len(STOPS["seed"])
     if graphs == "few":
         settings, seeds = {graph_name(PRESETS[name]): PRESETS[name] for name in FEW}, 2
-    walls = wall.Wall(WALLS[graphs])
+    walls = wall.Wall(wall.FEW_STOPS if graphs == "few" else wall.WALL_STOPS)
     folder, runtime = Path(folder), find_runtime()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -24,30 +24,27 @@ from web.graphs import NUM_READ, STEP_KNOBS, TrainedFacts, export_facts_reading,
 from web.manifest import NOT_MADE, STOPS, describe_control, without_times
 
 WALL_STOPS = {  # what the page has graphs, starts and books for
-    "num_experts": (4, 8, 16),
-    "top_k": (1, 2),
-    "num_entries": (300, 1000, 2000),
+    "num_experts": (4, 8, 16, 32),
+    "num_entries": (200, 400, 800),
     "seed": (0, 1, 2, 3),
     "lr": FACTS_LAB.stops["lr"],
     "x_axis": STOPS["x_axis"],
 }
-BOOK = {"num_entries": 300}  # at first, as in lesson 05
-STOP = 85  # steps: of this book the MoE has memorised twice to four times as much as dense, 1×, and none has all
+STOP = 300  # steps: of the book at first, that of lesson 05, the MoE has nearly all and dense, 1×, less than half
 EXPORTS = export_facts_step, export_facts_reading
 USUAL = usual_arguments(FactsLab)
-USUAL_STOPS = WALL_STOPS | {name: (USUAL[name],) for name in ("num_experts", "top_k")}
-FEW_STOPS = WALL_STOPS | {"num_experts": (4,), "top_k": (2,), "num_entries": (300, 400), "seed": (0, 1)}
+FEW_STOPS = WALL_STOPS | {"num_experts": (4,), "num_entries": (400, 800), "seed": (0, 1)}
 
 
 def facts_graph_name(run: Run) -> str:
     """Name the graphs of a run by what they are of: two baselines of one width have the same."""
     ffn = run.model.layers[0].ffn
     size = f"{ffn.num_experts}-{ffn.top_k}" if is_moe(ffn) else f"dense-{ffn.d_ff}"
-    return f"facts-{size}-{run.batch_size}"
+    return f"facts-{size}"
 
 
 def start_name(run: Run, num_experts: int) -> str:
-    """Name the weights that a run starts from, but for the seed: top-k changes nothing in them."""
+    """Name the weights that a run starts from, but for the seed."""
     ffn = run.model.layers[0].ffn
     return f"facts-start-{num_experts}-{'moe' if is_moe(ffn) else ffn.d_ff}"
 
@@ -56,11 +53,11 @@ class Wall:
     """The wall of facts with some stops, for which all is made: names -> what is made of them."""
 
     def __init__(self, stops: dict[str, tuple]):
-        self.stops, (self.experts, self.counts, self.books, self.seeds, *_) = stops, stops.values()
+        self.stops, (self.experts, self.books, self.seeds, *_) = stops, stops.values()
 
     def graphs(self) -> dict[str, Run]:
         """Name the graphs, each with a run that it is of."""
-        runs = [run for size in self.names().values() for run in facts_runs(*size).values()]
+        runs = [run for experts in self.experts for run in facts_runs(experts).values()]
         return {facts_graph_name(run): run for run in runs}
 
     def numbers(self) -> Iterator[tuple[str, np.ndarray]]:
@@ -69,22 +66,22 @@ class Wall:
         for seed in self.seeds:
             yield f"facts-{seed}.z", Facts(max(self.books), seed).tokens.numpy().astype("u1")
             starts = {}
-            for experts, top_k in itertools.product(self.experts, self.counts):
-                for run in facts_runs(experts, top_k, min(self.books), seed).values():
+            for experts in self.experts:
+                for run in facts_runs(experts, num_entries=min(self.books), seed=seed).values():
                     weights = torch.cat([p.detach().flatten() for p in run.model.parameters()])
                     starts[f"{start_name(run, experts)}-{seed}.z"] = weights.bfloat16().view(torch.int16).numpy()
             yield from starts.items()
 
     def manifest(self) -> dict[str, Any]:
         """Say what is the same for all sizes, in what JSON can hold."""
-        usual = {name: (USUAL | BOOK).get(name, self.stops[name][0]) for name in self.stops}
+        usual = {name: USUAL.get(name, self.stops[name][0]) for name in self.stops}
         usual |= {name: stops[-1] for name, stops in self.stops.items() if usual[name] not in stops}
         return {
             "graphs": list(self.names()),
-            "graph_of": ("num_experts", "top_k", "num_entries"),
+            "graph_of": ("num_experts", "num_entries"),
             "presets": {"of lesson 05": {"tip": "", "values": usual, "off": ""}},
             "headings": HEADINGS,
-            **FACTS_LAB.groups,
+            **{group: [name for name in names if name in self.stops] for group, names in FACTS_LAB.groups.items()},
             "controls": {name: describe_control(name, stops) for name, stops in self.stops.items()},
             "knobs": STEP_KNOBS,
             "left_out": {},
@@ -95,7 +92,7 @@ class Wall:
             "words": {"title": FACTS_LAB.title, "not_made": NOT_MADE, **TIPS["facts"]},
             "numbers": {
                 "recent": RECENT, "window": LOSS_WINDOW, "places": MOST_PLACES,
-                "budget": STOP, "entries": BOOK["num_entries"], "read": NUM_READ, "length": Facts.context + 1,
+                "budget": STOP, "entries": USUAL["num_entries"], "read": NUM_READ, "length": Facts.context + 1,
                 "digits": NUMBER_DIGITS,
             },
         }  # fmt: skip
@@ -104,12 +101,12 @@ class Wall:
         """Say for each size of the models and of the book what it needs: its models, rates, and panels as encoded."""
         return {name: self.size(*size) for name, size in self.names().items()}
 
-    def names(self) -> dict[str, tuple[int, int, int]]:
-        """Name each size: num_experts, top_k, num_entries."""
-        return {"-".join(map(str, size)): size for size in itertools.product(self.experts, self.counts, self.books)}
+    def names(self) -> dict[str, tuple[int, int]]:
+        """Name each size: num_experts, num_entries."""
+        return {"-".join(map(str, size)): size for size in itertools.product(self.experts, self.books)}
 
-    def size(self, num_experts: int, top_k: int, num_entries: int) -> dict[str, Any]:
-        lab = FactsLab(num_experts, top_k, num_entries)
+    def size(self, num_experts: int, num_entries: int) -> dict[str, Any]:
+        lab = FactsLab(num_experts, num_entries=num_entries)
         main = lab.main_run
         models, flops = [], []
         for name, run in lab.runs.items():

@@ -143,9 +143,9 @@ def plane_runs(setting: PlaneSetting, seed: int = 0, block=None, device="cpu") -
 
 
 FACTS_CONFIG = TransformerConfig(
-    Facts.vocab_size, d_model=32, num_layers=2, num_kv_heads=4, max_positions=Facts.context + 1, d_ff=32, num_experts=16
+    Facts.vocab_size, d_model=16, num_layers=2, num_kv_heads=4, max_positions=Facts.context + 1, d_ff=16, num_experts=16
 )
-FACTS_LR = 3e-3  # safe for all three models in 200 steps
+FACTS_LR = 1e-2
 RACE_CONFIG = TransformerConfig(d_model=64, num_layers=2, num_kv_heads=4, max_positions=64, d_ff=64, num_experts=16)
 RACE_LR = 3e-3  # of the three in the sweep `size_64_rates` the best for each model
 
@@ -158,16 +158,15 @@ def facts_model(seed: int = 0, device="cpu", **sizes) -> LanguageModel:
 
 
 def facts_run(model: nn.Module, task: Facts, seed: int = 0, *, lr: float = FACTS_LR) -> Run:
-    """Make a run in which `model` learns the facts by heart, in steps that read each 64 times, and at least 250."""
-    steps = max(task.num_entries // 4, 250)
-    size = 256 if task.num_entries >= 500 else 128  # entries of a step: a small book needs steps, and not large ones
-    run = Run(model, task, lr=lr, batch_size=size, seed=seed, warmup_steps=20, decay_steps=steps, max_grad_norm=1.0)
+    """Make a run in which `model` learns the facts by heart, in steps that read each 96 times, and at least 300."""
+    steps = max(3 * task.num_entries // 4, 300)
+    run = Run(model, task, lr=lr, batch_size=128, seed=seed, warmup_steps=20, decay_steps=steps, max_grad_norm=1.0)
     if run.num_experts:
         run.knobs.router_aux_loss_coef = 0.01
     return run
 
 
-def facts_runs(num_experts=16, top_k=2, num_entries=1000, seed=0, device="cpu") -> dict[str, Run]:
+def facts_runs(num_experts=16, top_k=2, num_entries=400, seed=0, device="cpu") -> dict[str, Run]:
     """Make a mixture and its two dense baselines, which learn the same facts."""
     task, model = Facts(num_entries, seed), facts_model(seed, device, num_experts=num_experts, top_k=top_k)
     return {name: facts_run(model, task, seed) for name, model in with_baselines(model, seed).items()}

@@ -75,8 +75,8 @@ class FactsLab(Lab):
     """
 
     def __init__(
-        self, num_experts: int = 16, top_k: int = 2, num_entries: int = 1000, *, seed: int = 0, lr: float = FACTS_LR,
-        play: int = 0, max_steps: int = 250, device: str = "cpu",
+        self, num_experts: int = 16, top_k: int = 2, num_entries: int = 400, *, seed: int = 0, lr: float = FACTS_LR,
+        play: int = 0, max_steps: int = 300, device: str = "cpu",
     ):  # fmt: skip
         values = {"num_experts": num_experts, "top_k": top_k, "num_entries": num_entries, "seed": seed, "lr": lr}
         values["device"] = device

@@ -67,11 +67,11 @@ def test_offloading_by_bytes():
 @pytest.mark.claim("longer-training-catches-up")
 def test_longer_training_catches_up():
     for seed in seeds(3, first=1):
-        runs = facts_runs(num_entries=300, seed=seed)
+        runs = facts_runs(seed=seed)
         moe, baseline = runs["MoE"], runs[dense_name(1)]
-        train([moe, baseline], 100)
+        train([moe, baseline], 200)
         mixture, before = known(moe), known(baseline)
-        train([baseline], 100)
+        train([baseline], 400)
         assert 1.5 * before < mixture < known(baseline) - 10
 
 

@@ -179,10 +179,10 @@ def test_the_runs_are_a_mixture_and_its_baselines_on_the_same_batches():
     runs = facts_runs(num_experts=8, top_k=4, num_entries=100, seed=3)
     assert list(runs) == ["MoE", "dense, 1×", "dense, 2×"]
     widths = [{layer.ffn.d_ff for layer in run.model.layers} for run in runs.values()]
-    assert widths == [{32}, {4 * 32}, {8 * 32}]
+    assert widths == [{16}, {4 * 16}, {8 * 16}]
     assert all(is_moe(layer.ffn) and layer.ffn.top_k == 4 for layer in runs["MoE"].model.layers)
     starts = [run.model.layers[0].attention.qkv_proj.weight for run in runs.values()]
     assert torch.equal(starts[0], starts[1]) and torch.equal(starts[0], starts[2])
     assert len({run.task for run in runs.values()}) == 1 and {run.seed for run in runs.values()} == {3}
     assert [run.knobs.router_aux_loss_coef for run in runs.values()] == [0.01, 0, 0]
-    assert [facts_run(facts_model(), Facts(num)).decay_steps for num in (250, 2000, 4000)] == [250, 500, 1000]
+    assert [facts_run(facts_model(), Facts(num)).decay_steps for num in (250, 400, 2000)] == [300, 300, 1500]

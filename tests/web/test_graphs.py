@@ -229,7 +229,7 @@ def test_the_wall_of_facts_trains_and_reads_as_its_runs_do(name):
     """Ten steps on the same entries; then, of a model that knows some entries by heart, which ones.
 
     The graphs are those that the tests of the page need, too."""
-    run, few = facts_runs(4, 2, 300, SEED)[name], wall.Wall(wall.FEW_STOPS).graphs()
+    run, few = facts_runs(4, 2, 400, SEED)[name], wall.Wall(wall.FEW_STOPS).graphs()
     graph, own, book = wall.facts_graph_name(run), TrainedFacts(run), run.task.tokens.int()
     exports = dict(zip(("step", "read"), wall.EXPORTS))
     with FileLock(KEPT / "lock"):
@@ -260,16 +260,16 @@ def test_the_wall_of_facts_trains_and_reads_as_its_runs_do(name):
 def test_the_wall_of_the_page_starts_as_its_runs_do():
     """Each start is that of the runs, rounded; a small book is the beginning of a large one."""
     numbers = dict(wall.Wall(wall.FEW_STOPS | {"seed": (2,)}).numbers())
-    for run in facts_runs(4, 2, 300, seed=2).values():
+    for run in facts_runs(4, 2, 400, seed=2).values():
         start = numbers[f"{wall.start_name(run, 4)}-2.z"].view("u2").astype("u4") << 16
         weights = torch.cat([p.detach().flatten() for p in run.model.parameters()])
         assert start.view("f4") == pytest.approx(weights.numpy(), rel=2**-8)
     book = numbers["facts-2.z"]
-    assert book.shape == (400, 9) and (book[:300] == Facts(300, 2).tokens.numpy()).all()
+    assert book.shape == (800, 9) and (book[:400] == Facts(400, 2).tokens.numpy()).all()
     made = json.loads(json.dumps(wall.Wall(wall.FEW_STOPS).manifest()))
-    assert made["graphs"] == ["4-2-300", "4-2-400"] and made["controls"]["num_entries"]["stops"][1] == ["400", 400]
+    assert made["graphs"] == ["4-400", "4-800"] and made["controls"]["num_entries"]["stops"][1] == ["800", 800]
     assert all(book % NUM_READ == 0 for book in wall.WALL_STOPS["num_entries"])
-    size = json.loads(json.dumps(wall.Wall(wall.FEW_STOPS).size(4, 2, 300)))
-    assert size["rates"][0] == 0.05 and len(size["rates"]) == 250 and size["every"] == 5
-    assert size["panels"]["0"]["title"] == "MoE: 0/300"
+    size = json.loads(json.dumps(wall.Wall(wall.FEW_STOPS).size(4, 400)))
+    assert size["rates"][0] == 0.05 and len(size["rates"]) == 300 and size["every"] == 5
+    assert size["panels"]["0"]["title"] == "MoE: 0/400"
     assert "ms/step" not in size["panels"]["5"]["marks"][0]["rows"]

@@ -201,7 +201,7 @@ def test_a_link_opens_its_state_and_a_broken_one_is_said_and_keeps_what_stands(v
 
 
 @pytest.mark.parametrize(
-    "view, name", [("index", "top-k-8-2-3.step.z"), ("wall", "facts-dense-64-128.step.z"), ("text", "text.weights.z")]
+    "view, name", [("index", "top-k-8-2-3.step.z"), ("wall", "facts-dense-32.step.z"), ("text", "text.weights.z")]
 )
 def test_what_does_not_arrive_is_said(visit, view, name):
     lost = visit(view=view, before=lambda page: page.route(f"**/{name}", lambda route: route.abort()))
@@ -307,7 +307,7 @@ def test_everyone_can_use_it_at_any_width(visit, violations, view):
 
 def test_the_wall_of_facts_trains_three_models_until_lamps_are_lit_and_starts_afresh(visit):
     own = visit("seed=1", view="wall", is_calm=False).ready()
-    known = "() => Number(/memorised (\\d+) of 300/.exec(document.querySelector('.moe-words').textContent)[1]) >= 5"
+    known = "() => Number(/memorised (\\d+) of 400/.exec(document.querySelector('.moe-words').textContent)[1]) >= 5"
     own.page.wait_for_function(known)
     own.button("Pause").click()
     own.button("Play").wait_for()
@@ -316,13 +316,13 @@ def test_the_wall_of_facts_trains_three_models_until_lamps_are_lit_and_starts_af
     tip = own.page.locator(".moe-tip").inner_text()
     assert re.match(r"[A-Z]{4}:\d{4}\n", tip) and len(re.findall(r"\d{4} (right|wrong)", tip)) == 3, tip
     own.control("num_entries").press("ArrowRight")
-    own.page.get_by_text("MoE: 0/400").wait_for()  # afresh, and it trains on
+    own.page.get_by_text("MoE: 0/800").wait_for()  # afresh, and it trains on
     for _ in range(8):
         own.page.wait_for_timeout(150)
         own.button("Reset").click()
     own.wait_step(3)
     assert len(own.page.workers) <= 8  # three models, and who leads them
-    assert own.state == {"num_entries": "400", "seed": "1"}
+    assert own.state == {"num_entries": "800", "seed": "1"}
 
 
 def test_one_line_shows_a_state_in_another_document(visit, serve, tmp_path):

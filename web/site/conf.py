@@ -44,10 +44,10 @@ html_theme_options |= {"footer_start": [], "footer_end": []}
 VIEWS = {  # pages of the site, each with the view of the page of this name
     "wall": {
         "title": "Memorisation grid",
-        "text": "What do more parameters buy? An MoE and two dense models memorise a phone book: a full square is a "
-        "memorised entry, a pale one is known in part. Select one; then try 2,000 entries.",
+        "text": "What do more parameters buy at the same FLOPs? Three models memorise a phone book: each square is an "
+        "entry, full once its number is memorised, pale before. Then try 800 entries.",
         "picture": "_images/facts.png",
-        "alt": "Three memorisation grids: the MoE has coloured some squares, dense 1× few, dense 8× most",
+        "alt": "Three memorisation grids: the MoE has coloured nearly all squares, dense 1× less than half, dense 8× all",
     },
     "speedup": {
         "title": "When is an MoE faster?",
