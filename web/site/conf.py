@@ -47,7 +47,7 @@ VIEWS = {  # pages of the site, each with the view of the page of this name
         "text": "What do more parameters buy at the same FLOPs? Three models memorise a phone book: each square is an "
         "entry, full once its number is memorised, pale before. Then try 800 entries.",
         "picture": "_images/facts.png",
-        "alt": "Three memorisation grids: the MoE has coloured nearly all squares, dense 1× less than half, dense 8× all",
+        "alt": "Three memorisation grids: the MoE has nearly all squares in colour, dense 1× under half, dense 8× all",
     },
     "speedup": {
         "title": "When is an MoE faster?",
