@@ -164,7 +164,7 @@ export function panelsOf(manifest, values) {
   panel.x.high = top;
   const isPublished = E === model.experts && K === model.top_k;
   const { matched } = manifest;
-  const rule = (x, kind, name) => ({ mark: "Rule", x: clamp(x, 1, top), y: null, kind, name });
+  const rule = (x, style, name) => ({ mark: "Rule", x: clamp(x, 1, top), y: null, kind: style, name });
   if (matched.model === values.model && isPublished)
     panel.marks.push(
       rule(matched.width, "dash", matched.name),

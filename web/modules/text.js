@@ -254,8 +254,8 @@ class OwnText {
       ? panelsOf(manifest, outs, { bytes, layer, token, pointed })
       : { panels: [], arrays: {} };
     // the letters stay as they are under the pointer
-    const [panels, arrays] = [made.panels, made.arrays].map((all) =>
-      Object.fromEntries(Object.entries(all).filter(([name]) => isWhole || parseInt(name) > 1)),
+    const [panels, arrays] = [made.panels, made.arrays].map((parts) =>
+      Object.fromEntries(Object.entries(parts).filter(([name]) => isWhole || parseInt(name) > 1)),
     );
     const [trained, untrained] = outs.map(({ surprise: { data } }) => data[count - 2]?.toFixed(2));
     const reading = count > 1 ? filled(words.surprise, { trained, untrained }) : "";

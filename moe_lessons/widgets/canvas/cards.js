@@ -275,6 +275,8 @@ export class Chart extends Card {
       context.globalAlpha = 1;
       quietly(() => MARKS[mark.mark].draw(this, mark));
     }
+    context.globalAlpha = 1;
+    for (const mark of this.marks) quietly(() => MARKS[mark.mark].over?.(this, mark));
     context.restore();
   }
 

@@ -331,18 +331,15 @@ export function stopsOfCells(card, { z, rows: kind, even, numbers }) {
 // --- values all over a panel ---
 
 /**
- * Draw a `Heat`: its colours, its contours, its words, and a ring around the place that is selected.
+ * Draw a `Heat`: its colours and its contours.
  * @param {Chart} card in which it lies
  * @param {Mark} mark its values and lines
  */
 export function drawHeat(card, mark) {
   const { pen, view, box, cache } = card;
-  const { z, contours, places, selected } = mark;
+  const { z, contours } = mark;
   const [rows] = z.shape;
   if (cache.z !== z || cache.paper !== view.paper) paintHeat(cache, mark, view);
-  if ([z, box, selected].some((part, i) => part !== cache.labelled?.[i])) {
-    Object.assign(cache, { labelled: [z, box, selected], labels: placeLabels(card, mark) });
-  }
   pen.context.save();
   pen.context.clip(new Path2D(`M${box.left} ${box.top}h${box.width}v${box.height}h${-box.width}z`));
   pen.context.drawImage(cache.image, box.left, box.top, box.width, box.height);
@@ -353,6 +350,19 @@ export function drawHeat(card, mark) {
     pen.stroke(path, { color: css(view.ink), width: 0.8 });
   }
   pen.context.restore();
+}
+
+/**
+ * Draw what lies over all lines of a `Heat`: its words, and a ring around the place that is selected.
+ * @param {Chart} card in which it lies
+ * @param {Mark} mark its values and lines
+ */
+export function drawOverHeat(card, mark) {
+  const { pen, view, box, cache } = card;
+  const { z, places, selected } = mark;
+  if ([z, box, selected].some((part, i) => part !== cache.labelled?.[i])) {
+    Object.assign(cache, { labelled: [z, box, selected], labels: placeLabels(card, mark) });
+  }
   for (const { text, x, y, isRegion } of cache.labels)
     pen.write(text, x, y, { halo: css(view.paper), weight: isRegion ? 600 : 400 });
   const { place } = view.pointed;

@@ -5,7 +5,15 @@ import { clamp, isNumber, nearest, percent, range, short, valueText } from "./nu
 import { css, hex, inkOf, inkOn, lineStyle, mix, ruleStyle, swatch, twoWays } from "./colors.js";
 import { colorOf, paleness, strength } from "./view.js";
 import { grid, points } from "./stops.js";
-import { drawCells, drawField, drawHeat, stopsOfCells, stopsOfField, stopsOfHeat } from "./fields.js";
+import {
+  drawCells,
+  drawField,
+  drawHeat,
+  drawOverHeat,
+  stopsOfCells,
+  stopsOfField,
+  stopsOfHeat,
+} from "./fields.js";
 import { drawDrawn, stopsOfDrawn } from "./drawing.js";
 import { drawRoute, stopsOfRoute } from "./route.js";
 import { NAME_OVER } from "./labels.js";
@@ -20,6 +28,7 @@ const PALE = 0.3; // of the full colour, as in still.py: at most, where not all 
 /**
  * @typedef {object} MarkKind  What can be done with a kind of mark; a `Text` or `Table` is drawn by its card.
  * @property {(card: Chart, mark: Mark) => void} [draw] it
+ * @property {(card: Chart, mark: Mark) => void} [over] what is drawn of it over all marks
  * @property {(card: Chart, mark: Mark) => Stops | undefined} [stops] that it has
  * @property {(view: View, mark: Mark) => [string, Partial<CSSStyleDeclaration>][]} [legend] texts and swatches
  * @property {(card: Chart, mark: Mark) => number} [right] the margin, in pixels
@@ -313,12 +322,15 @@ function legendOfRule(view, { name, kind }) {
   return name && kind !== "end" ? [[name, swatch(ruleStyle(view, kind))]] : [];
 }
 
-function drawRule({ pen, box, view, x: toX, y: toY }, { x, y, kind, name }) {
-  if (kind === "end") {
+function drawRule({ pen, box, view, x: toX, y: toY }, { x, y, kind }) {
+  if (kind === "end")
     pen.fill(rectangle(box.left, box.top, box.width, toY(y) - box.top), css(view.paper, 0.6));
-    pen.write(name, box.left + 6, toY(y) - NAME_OVER, { align: "left", halo: css(view.paper) });
-  }
   pen.rule(box, isNumber(x) ? toX(x) : null, toY(y), ruleStyle(view, kind));
+}
+
+function nameRule({ pen, box, view, y: toY }, { y, kind, name }) {
+  if (kind !== "end") return;
+  pen.write(name, box.left + 6, toY(y) - NAME_OVER, { align: "left", halo: css(view.paper) });
 }
 
 // --- Boxes ---
@@ -457,13 +469,13 @@ export const MARKS = {
   Cells: { draw: drawCells, stops: stopsOfCells },
   Bars: { draw: drawBars, stops: stopsOfBars, legend: legendOfBars },
   Stack: { draw: drawStack, stops: stopsOfStack, right: (_, { second }) => (second ? 26 : 0) },
-  Heat: { draw: drawHeat, stops: stopsOfHeat, legend: legendOfHeat },
+  Heat: { draw: drawHeat, over: drawOverHeat, stops: stopsOfHeat, legend: legendOfHeat },
   Line: { draw: drawLine, stops: stopsOfLine, legend: legendOfLine },
   Points: { draw: drawPoints, stops: stopsOfPoints },
   Drawn: { draw: drawDrawn, stops: stopsOfDrawn },
   Spots: { draw: drawSpots, stops: stopsOfSpots },
   Parts: { draw: drawParts, stops: stopsOfParts, legend: legendOfParts, right: marginOfParts },
-  Rule: { draw: drawRule, legend: legendOfRule },
+  Rule: { draw: drawRule, over: nameRule, legend: legendOfRule },
   Boxes: { draw: drawBoxes, stops: stopsOfBoxes },
   Arrows: { draw: drawArrows },
   Lamps: { draw: drawLamps, stops: stopsOfLamps },
