@@ -10,7 +10,7 @@ import { range } from "./numbers.js";
 
 export const NAME_OVER = 9; // pixels over a rule
 const HALF_HIGH = 6; // of the height of words, in pixels, as all that follows
-const APART = 2.5; // words
+const WORDS_APART = 2.5; // words
 const ENOUGH = 6; // from words to a line that they do not name
 const CLEARLY = 0.5; // more room than elsewhere
 const FINE = 4; // places of a name from row to row
@@ -48,7 +48,7 @@ export function placeLabels(card, heat) {
         own[1] > box.top &&
         own[2] < box.left + box.width &&
         own[3] < box.top + box.height;
-      if (!isInside || words.some((other) => gap(own, other) < APART)) continue;
+      if (!isInside || words.some((other) => gap(own, other) < WORDS_APART)) continue;
       const free = Math.min(ENOUGH, ...lines.map((other) => gap(own, other)));
       if (free > most + CLEARLY) [found, most] = [{ ...label, x, y }, free];
       if (free === ENOUGH) break;
