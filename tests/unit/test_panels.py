@@ -1,6 +1,7 @@
 """Panels show the data of a view, at little cost."""
 
 import gc
+import re
 import weakref
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from moe_lessons.plots.panels.shares import heatmap_panel, load_panel
 from moe_lessons.plots.theme import percent
 from moe_lessons.tasks import TextTask
 from moe_lessons.training import PRESETS, Run, plane_runs, train
+from moe_lessons.widgets import Playground
 from moe_lessons.widgets.live import LIVE_RUN
 from moe_lessons.widgets.spec import State
 
@@ -202,3 +204,13 @@ def test_each_tile_has_a_row_with_its_name_and_axes_reach_over_all_seeds(widest,
         own = [part[0] for part in spots.x]
         np.testing.assert_allclose(own, [np.mean(values), min(values), max(values)], rtol=1e-6)
         assert panel.x.low <= min(values) and panel.x.high >= max(values)
+
+
+@pytest.mark.parametrize("values, computes", [({}, "little more than"), ({"num_experts": 16}, "1.6 times as much as")])
+def test_the_answer_says_what_the_mixture_stores_and_computes_beside_the_dense_models(values, computes):
+    lab = Playground(**values)
+    (caption,) = (panel.caption for panel in lab.panels() if panel.title.startswith("Stored"))
+    large = list(lab.runs)[-1]
+    assert re.fullmatch(
+        rf"The MoE stores like {large} \(\d+\s%\), computes {computes} dense, 1× \(\d+\s%\): \d+\s% right\.", caption
+    )

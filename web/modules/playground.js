@@ -6,7 +6,7 @@ import { GIVEN, copyOrSave } from "./canvas/copy.js";
 import { Control, KEPT, bar, button, guide, hasMouse, json, make, unpacked } from "./parts.js";
 import { Settings } from "./settings.js";
 
-const SLOWLY = 100; // steps a second until somebody touches it: so one sees how it learns
+const SLOWLY = 100; // steps a second until somebody touches it, and after what breaks or mends it: one sees it learn
 const HIDDEN = 24; // pixels of the block below which a finger does not move the page
 const LOADING = "Loading what trains.";
 const EARLIER = "The picture is of an earlier training."; // where it is not of the first step
@@ -102,7 +102,13 @@ export class Playground {
       },
     };
     return Object.fromEntries(
-      Object.entries(actions).map(([name, action]) => [name, button(name, tips[name], action)]),
+      Object.entries(actions).map(([name, action]) => {
+        const watched = (event) => {
+          if (name !== "More") this.ask("pace", { most: SLOWLY }); // what it does is to be seen
+          action(event);
+        };
+        return [name, button(name, tips[name], watched)];
+      }),
     );
   }
   // What points are drawn with by hand, where they can be.
@@ -284,6 +290,7 @@ export default async function show(place) {
   if (!calm.matches) view.ask("play", steps && { steps: Number(steps) });
   view.ask("pace", { most: SLOWLY });
   const touched = () => view.ask("pace", { most: Infinity });
-  for (const kind of ["pointerdown", "keydown"]) place.home.addEventListener(kind, touched, { once: true });
+  for (const kind of ["pointerdown", "keydown"])
+    place.home.addEventListener(kind, touched, { capture: true });
   view.open();
 }

@@ -216,7 +216,7 @@ const PANELS = {
       mark.texts[bar + 1] = text;
       mark.says[bar] = mark.says[bar].replace(/\d+ %$/, text);
     });
-    const said = [0, percents.length - 1, 1].map((row) => percents[row]);
+    const said = [percents.at(-1), percents[1], percents[0]];
     header.caption = header.caption.replace(/\d+(?=\u00a0%)/g, () => said.shift());
     const [verdict, , dead] = verdictOf(run, out);
     if (run.step >= shared.numbers.recent && dead.length)

@@ -136,15 +136,24 @@ def answer(view) -> Panel:
     mark = Boxes(np.array(places, "f4"), texts, np.array(fills, "i4"), np.array(none, "i4"), np.array(none, "i4"), says)
     rows = Axis(len(models) - 0.5, -1.4, ticks=list(enumerate(view.runs)))
     (_, first, *_), largest = view.runs, list(view.runs)[-1]
-    times = [f"{each / flops[0]:.2g} times" for each in flops]
     percents = [f"{percent:.0f}\N{NO-BREAK SPACE}%" for percent in right]
-    caption = f"MoE: {percents[0]} right. {largest.capitalize()}: {percents[-1]} with {times[-1]} its FLOPs."
+    caption = f"The MoE stores {beside(sizes[0], sizes[-1])} {largest} ({percents[-1]}), "
+    caption += f"computes {beside(flops[0], flops[1])} {first} ({percents[1]}): {percents[0]} right."
     block = view.main_run.model.block
     wide = f"{largest}: as wide as {block.num_experts} experts"
     if first != largest:
         wide = f"{first}: as wide as {block.top_k} expert{'s' * (block.top_k > 1)}, {wide.replace(' experts', '')}"
-        caption += f" {first.capitalize()}: {percents[1]} with {times[1]}."
     return Panel(f"Stored, computed, correct ({wide})", [mark], Axis(0, 3, ticks=()), rows, height=108, caption=caption)
+
+
+def beside(one: float, other: float) -> str:
+    """Say how much one is, beside another."""
+    ratio = one / other
+    if abs(math.log(ratio)) < math.log(1.15):
+        return "like"
+    if abs(math.log(ratio)) < math.log(1.35):
+        return f"little {'more' if ratio > 1 else 'less'} than"
+    return f"{ratio:.2g} times as much as"
 
 
 def is_own(run) -> bool:
