@@ -83,8 +83,9 @@ def answered(question: str, options: list[str], happened: str, group: str) -> st
     """Write a prediction as Markdown: each option opens on what happened; without options it is the question alone."""
     if not options:
         return question.partition("\n\n")[0]
-    right = happened.removeprefix(f"{HAPPENED}: ").removesuffix(".")
-    verdicts = (f"✔ That is what happened: {right}." if option == right else f"✘ {happened}" for option in options)
+    outcome, *measured = happened.removeprefix(f"{HAPPENED}: ").splitlines()
+    right, said = outcome.removesuffix("."), " ".join([outcome, *measured])
+    verdicts = (f"✔ That is what happened: {said}" if one == right else f"✘ {HAPPENED}: {said}" for one in options)
     return "\n\n".join([question, *map(folded, options, verdicts, [group] * len(options))])
 
 

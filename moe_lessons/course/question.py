@@ -177,10 +177,11 @@ class Prediction(Question):
     def __init__(self, question: str, options: Sequence[str], key: str | None = None):
         super().__init__(question, key, choices=[[option, "", False] for option in options])
 
-    def compare(self, outcome: str) -> Outcome:
-        """Set what was predicted beside what happened: one of the options."""
+    def compare(self, outcome: str, measured: str = "") -> Outcome:
+        """Set what was predicted beside what happened: one of the options, and the numbers that say so."""
         check_choice("outcome", outcome, self.options)
-        return self.outcome_of(lambda: self._words(outcome))
+        numbers = f"\nMeasured: {measured}." if measured else ""
+        return self.outcome_of(lambda: self._words(outcome) + numbers)
 
     def _words(self, outcome: str) -> str:
         if self.answer == outcome:

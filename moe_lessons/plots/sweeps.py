@@ -85,23 +85,22 @@ def strength_multiples(found: Mapping[str, pd.DataFrame], used: Mapping[tuple, s
                      for name, frame in ends.items()}  # fmt: skip
             draw_strengths(ax, {name: line.loc[method] for name, line in lines.items()})
             nothing = times * first[first.method == "nothing"][measure].mean()
-            ends_at = len(ticks) - 0.85  # before the names
-            ax.plot([-0.3, ends_at], [nothing, nothing], ls="--", lw=1, color=LIGHT.muted)
+            ax.axhline(nothing, ls="--", lw=1, color=LIGHT.muted, label="nothing")
             dress(ax, title if method == methods[0] else "", ylabel=method if ax is row[0] else "")
             ax.set_xticks(range(len(ticks)), ticks)
+            if method == methods[-1]:
+                ax.set_xlabel("strength")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 
 def draw_strengths(ax: Axes, lines: Mapping[str, pd.DataFrame]) -> None:
-    """Draw (strengths, seeds) for each name, which stands at the end of its line, the higher one above."""
-    highest = max(lines, key=lambda name: lines[name].iloc[-1].mean())
+    """Draw (strengths, seeds) for each name."""
     for (name, values), ink in zip(lines.items(), (3, 4)):
         places, mean = np.arange(len(values)) + 0.08 * (ink - 3), values.mean(axis=1)
         ax.vlines(places, values.min(axis=1), values.max(axis=1), color=LIGHT.lines[ink], lw=1)
-        ax.plot(places, mean, ls=style.DASHES[ink], marker=style.MARKERS[ink], color=LIGHT.lines[ink], ms=5, lw=1.6)
-        up = 6 if name == highest else -6
-        annotate(ax, name, (places[-1], mean.iloc[-1]), (8, up), color=LIGHT.lines[ink], halo=LIGHT.background)
-    ax.set_xlim(-0.3, len(values) + 0.6)
+        dashes, marker = style.DASHES[ink], style.MARKERS[ink]
+        ax.plot(places, mean, ls=dashes, marker=marker, color=LIGHT.lines[ink], ms=5, lw=1.6, label=name)
 
 
 def method_costs(table: pd.DataFrame) -> style.LessonFigure:

@@ -33,6 +33,7 @@ FRONT_TOKEN = 23  # with seed 0 its probabilities are apart: one sees which expe
 PACE = 25  # steps a second of its first training: one sees how it learns
 # what the buttons of these names set: without an auxiliary loss some experts die, a strong one revives them
 COLLAPSE, RESCUE = {"router_aux_loss_coef": 0.0}, {"router_aux_loss_coef": 1.0}
+PRESET_LABELS = {"collapse": "top-1 collapse", "rescued": "top-1 rescue"}  # the buttons Collapse and Rescue set others
 PLAYGROUND = Spec(
     title="MoE playground",
     settings=asdict(PlaneSetting()),
@@ -157,11 +158,12 @@ class Playground(Lab):
         self._preset_buttons = {}
         if self.state.values["controls"] is not None:
             return []
-        for name, setting in PRESETS.items():
+        for name, setting in list(PRESETS.items())[self.is_front :]:  # healthy has a button above
             idle = [KNOBS[n] for n in self.idle(asdict(setting)) if n in KNOBS]
             # a loss without use does no harm
             if all(getattr(setting, knob.name) == knob.off for knob in idle if knob.auxiliary_loss is None):
-                self._preset_buttons[name] = self.preset_button(name, name, TIPS["presets"][name])
+                label = PRESET_LABELS.get(name, name)
+                self._preset_buttons[name] = self.preset_button(name, label, TIPS["presets"][name])
         self.applied()
         presets = W.HTML(f"{AFRESH_SIGN} Presets:"), *self._preset_buttons.values()
         self.inputs["pen"] = control("pen")

@@ -164,7 +164,7 @@ def test_a_row_of_strengths_has_the_means_and_ranges_of_the_last_step_and_each_l
     own = frame[(frame.method == "z-loss") & (frame.step == 300)].groupby("strength").dead
     assert early[:, 1].tolist() == own.mean().tolist() and not late[:, 1].any()
     assert nothing[0][1] == frame[(frame.method == "nothing") & (frame.step == 300)].dead.mean()
-    assert [text.get_text() for text in drawn.axes[3].texts] == ["early", "late"]
+    assert [text.get_text() for text in drawn.legends[0].texts] == ["early", "late", "nothing"]
     assert [text.get_text() for text in drawn.axes[3].get_xticklabels()] == ["1", "2\nsomebody"]
     assert drawn.axes[5].lines[0].get_ydata().tolist() == [50, 50]
 

@@ -53,6 +53,7 @@ def test_a_choice_is_set_beside_what_happened():
     for choice in ("some", "all"):
         prediction.answer = choice
         said[choice] = repr(prediction.compare("some"))
+        assert repr(prediction.compare("some", "3 of 8")) == f"{said[choice]}\nMeasured: 3 of 8."
         assert choice in said[choice] and said[choice].endswith(": some.")
     assert said["some"].replace("some", "all") != said["all"]
 
