@@ -52,9 +52,6 @@ PAGE_WORDS = {
     "{window} bytes (python -m web.text_model). Untrained is the same model before its first step: the control. 'Write "
     "a letter' adds the likeliest one; 'Write on' draws each letter by its probability, with random numbers from seed "
     "0.",
-    "notice": "In layer {layer} the first choice of “{byte}” is {choices}, by what stands before it: {several} of "
-    "{repeated} repeated characters have several first choices.",
-    "one": "In layer {layer}, none of {repeated} repeated characters has several first choices.",
     "surprise": "On average each byte of this text surprised the trained model by {trained} nats, the untrained one by "
     "{untrained}; a guess among 256 bytes would be 5.55.",
     "long": "Your text has {bytes} bytes: the model reads the last {window}.",

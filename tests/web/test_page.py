@@ -461,7 +461,7 @@ def test_it_begins_within_a_word_breaks_none_and_says_which_letter_has_most_firs
         own.control("layer").fill(str(layer))
         firsts = trace[(trace["layer"] == layer) & (trace["byte"] > 32)].groupby("byte")["expert0"]
         several, repeated = ((counts > 1).sum() for counts in (firsts.nunique(), firsts.size()))
-        said = f"Several first experts: {several} of {repeated} repeated characters."
+        said = f"; {several} of {repeated} repeated characters have several first experts."
         expect(own.page.locator(".moe-words")).to_contain_text(said)
     lines = "words => words.map(word => new Set([...word.children].map(letter => letter.offsetTop)).size)"
     assert set(own.page.locator(".moe-word").evaluate_all(lines)) == {1}

@@ -102,12 +102,12 @@ export function noticed({ names }, out, bytes, layer) {
   const rank = ([, all]) => bytes.length * experts(all).length + all.length;
   const [[byte, most] = []] = several.sort((one, other) => rank(other) - rank(one));
   if (!repeated.length) return "";
-  const all = `${repeated.length} repeated characters`;
-  if (!most) return `In layer ${layer} none of ${all} changes its first expert.`;
+  const of = `of ${repeated.length} repeated characters`;
+  if (!most) return `In layer ${layer} none ${of} changes its first expert.`;
   const counts = experts(most).map((expert) => [expert, most.filter((each) => each === expert).length]);
   const sorted = counts.sort(([, one], [, other]) => other - one);
   const choices = sorted.map(([expert, count]) => `E${expert} (${count}×)`).join(", ");
-  return `The same letter, different experts: “${names[byte]}” goes first to ${choices} in layer ${layer}. Several first experts: ${several.length} of ${all}.`;
+  return `The same letter, different experts: “${names[byte]}” goes first to ${choices} in layer ${layer}; ${several.length} ${of} have several first experts.`;
 }
 
 // The byte in the middle of the last of the longest words: there is something before it and after it.
