@@ -26,7 +26,16 @@ from moe_lessons.training.settings import D_MODEL, NUM_CLASSES, ROUTER_STARTS, p
 from moe_lessons.widgets.canvas import COLORS, pack
 from moe_lessons.widgets.controls import CONTROLS, TIPS, named_stops
 from moe_lessons.widgets.plane_readings import NUM_TOKENS, SHOWN, read_plane
-from moe_lessons.widgets.playground import COLLAPSE, FRONT, FRONT_CONTROLS, PLANE_PANELS, PLAYGROUND, RESCUE, Playground
+from moe_lessons.widgets.playground import (
+    COLLAPSE,
+    FRONT,
+    FRONT_CONTROLS,
+    PLANE_PANELS,
+    PLAYGROUND,
+    PRESET_LABELS,
+    RESCUE,
+    Playground,
+)
 from moe_lessons.widgets.spec import HEADINGS
 from web.graphs import DRAWN, LEFT_OUT, NUM_MEASURED, STEP_KNOBS, TrainedPlane
 
@@ -80,7 +89,12 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
     shown = {name: lab.state.values[name] for name in names}
     lab.close()
     presets = {
-        name: {"tip": TIPS["presets"][name], "values": shown | asdict(setting), "off": why_off(setting, graphs)}
+        name: {
+            "label": PRESET_LABELS.get(name, name),
+            "tip": TIPS["presets"][name],
+            "values": shown | asdict(setting),
+            "off": why_off(setting, graphs),
+        }  # fmt: skip
         for name, setting in PRESETS.items()
     }
     front = {"panels": len(FRONT), "controls": FRONT_CONTROLS, "collapse": COLLAPSE, "rescue": RESCUE}

@@ -123,7 +123,7 @@ def test_it_trains_by_itself_and_pauses_out_of_sight_and_by_its_buttons(visit):
     own.button("Pause").click()
     own.button("Reset").click()
     expect(own.canvas).to_have_attribute("data-step", "0")
-    own.button("collapse").click()
+    own.button("top-1 collapse").click()
     own.wait_step(5)
 
 
@@ -187,7 +187,7 @@ def test_a_link_opens_its_state_and_a_broken_one_is_said_and_keeps_what_stands(v
     assert own.control("task").input_value() == "waves" and own.control("router_start").input_value() == "random"
     assert own.page.locator("output[for=moe-noise_std]").inner_text() == "0.55"
     assert own.page.locator(".moe-reading").inner_text().startswith("Token 7 at (")
-    own.button("collapse").click()
+    own.button("top-1 collapse").click()
     expect(own.control("task")).to_have_value("voronoi")
     kept = {"preset": "collapse", "seed": "1", "token": "7"}
     assert own.state == kept
@@ -211,13 +211,13 @@ def test_what_does_not_arrive_is_said(visit, view, name):
 def test_offline_it_goes_on_and_what_is_asked_while_a_start_is_on_its_way_is_not_lost(visit):
     own = visit().ready()
     own.page.context.set_offline(True)
-    own.button("collapse").click()
+    own.button("top-1 collapse").click()
     expect(own.said).to_contain_text("offline")
     own.page.context.set_offline(False)
     own.train(50)
     assert own.control("task").input_value() == "checker" and own.state == {"preset": "healthy"}
     own.page.route("**/top-k-8-1-8.step.z", lambda route: (time.sleep(1), route.continue_()))
-    own.button("collapse").click()
+    own.button("top-1 collapse").click()
     own.control("token").fill("7")
     assert own.step == 50  # it waits
     own.wait_step(60)
@@ -408,7 +408,7 @@ def test_points_that_are_drawn_are_learned_are_in_the_link_and_can_be_taken_back
     assert own.measured()[0] < 0.2 * start[0]
     again = visit(urlsplit(own.page.url).fragment).ready()
     assert drawn(again) == drawn(own) and again.control("pen").input_value() == "off"
-    own.button("collapse").click()  # they stay
+    own.button("top-1 collapse").click()  # they stay
     expect(own.page).to_have_url(re.compile("preset=collapse.*points="))
     both = own.state["points"]
     for name, left in (("Clear points", None), ("Undo points", both), ("Undo points", lines[0]), ("Undo points", None)):

@@ -28,7 +28,7 @@ export class Playground {
     this.steps = [steps("Step", "Train one step", 1), steps("+50", "Train 50 steps", 50)];
     const reset = button("Reset", "Start afresh with the same settings", () => this.apply({}, true));
     const works = Object.entries(settings.presets).filter(([, { off }]) => !off);
-    this.presets = works.map(([name, { tip }]) => button(name, tip, () => this.choose(name)));
+    this.presets = works.map(([name, { label, tip }]) => [name, button(label, tip, () => this.choose(name))]);
     const moved = (name) => (value) => this.apply({ [name]: value }, false, true);
     const control = (name) => new Control(`${place.id}-${name}`, settings.controls[name], moved(name));
     const shown = settings.names.filter((name) => name !== "points"); // they are drawn
@@ -49,7 +49,7 @@ export class Playground {
       make("p", { class: "moe-loading" }, settings.front ? LOADING : `${LOADING} ${EARLIER}`),
     );
     const shares = place.shares();
-    const presets = works.length > 1 ? ["Presets:", ...this.presets] : [];
+    const presets = works.length > 1 ? ["Presets:", ...this.presets.map(([, made]) => made)] : [];
     this.buttons = front ? this.frontButtons(front) : {};
     const { More, ...breaking } = this.buttons;
     const sliders = button("Sliders", "Show the sliders, or hide them", () =>
@@ -257,7 +257,7 @@ export class Playground {
     const why = settings.why(values);
     for (const [name, control] of Object.entries(this.controls))
       control.show(inForce[name], settings.stops(name, values), why[name]);
-    for (const made of this.presets) made.setAttribute("aria-pressed", this.isAt(made.textContent));
+    for (const [name, made] of this.presets) made.setAttribute("aria-pressed", this.isAt(name));
     this.place.keep(settings.address(values));
   }
   open() {
