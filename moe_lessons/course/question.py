@@ -175,18 +175,21 @@ class Prediction(Question):
     """
 
     def __init__(self, question: str, options: Sequence[str], key: str | None = None):
+        self.first = None  # the answer with which it was compared: a later one is no prediction
         super().__init__(question, key, choices=[[option, "", False] for option in options])
 
     def compare(self, outcome: str, measured: str = "") -> Outcome:
         """Set what was predicted beside what happened: one of the options, and the numbers that say so."""
         check_choice("outcome", outcome, self.options)
+        self.first = self.answer
         numbers = f"\nMeasured: {measured}." if measured else ""
         return self.outcome_of(lambda: self._words(outcome) + numbers)
 
     def _words(self, outcome: str) -> str:
-        if self.answer == outcome:
+        self.first = self.answer if self.first is None else self.first
+        if self.first == outcome:
             return f"✔ As you predicted: {outcome}."
-        return f"✘ You predicted: {self.answer}.\n" * (self.answer is not None) + f"What happened: {outcome}."
+        return f"✘ You predicted: {self.first}.\n" * (self.first is not None) + f"What happened: {outcome}."
 
     def __repr__(self) -> str:
         return call_of(self, repr(self.options))

@@ -157,7 +157,8 @@ class SpeedupMap(Picture):
             marks.append(Rule(width, name=f"quality-matched width: {found}"))
             marks += [Rule(low, kind="even", name="its 95 % interval"), Rule(high, kind="even")]
         if texts is not None and 1 <= texts < 2**LAST:
-            marks.append(Rule(y=float(np.log2(texts)), kind="end", name=f"memory is full: {texts:,} sequences"))
+            name = f"memory is full: {texts:,} sequence{'s' * (texts > 1)}"
+            marks.append(Rule(y=float(np.log2(texts)), kind="end", name=name))
         return marks
 
     def edges(self, width: float) -> tuple[float, float] | None:
@@ -273,7 +274,7 @@ def bound(cost: tuple[float, float], machine: Machine) -> str:
 def edge_words(found: tuple[float, float] | None) -> str:
     """Say between which batch sizes an MoE is slower, of its `edges`: 'faster below …'."""
     if found is None:
-        return "slower at no batch size"
+        return "never slower"
     lower, upper = (f"{edge:.1f}" if edge < 10 else f"{edge:,.0f}" for edge in found)
     upper += " (beyond this map)" if found[1] > 2**LAST else ""
     if lower == "1.0":

@@ -145,7 +145,7 @@ async def test_a_control_that_is_moved_again_meanwhile_keeps_its_newer_value(mon
 async def test_what_is_asked_while_the_kernel_is_busy_happens_in_its_order_or_is_taken_back():
     lab = LABS["Playground"]()
     for taken_back in (True, False):
-        button(lab, "collapse").click()
+        button(lab, "top-1 collapse").click()
         for name, value in (("num_experts", 4), ("seed", 2), ("seed", 3)):
             lab.inputs[name].value = value  # the loop has no turn meanwhile
         button(lab, "Step").click()

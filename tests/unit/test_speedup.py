@@ -83,7 +83,7 @@ def test_the_edges_are_where_the_roofline_crosses_1_at_200_random_settings():
     assert edge_words(edges(8, 2, 2, 206)) == "faster below batch size 2.4 and above 412, slower between"
     assert edge_words(edges(8, 2, 1, 206)) == "slower below batch size 824, faster above"
     assert edge_words(edges(256, 8, 2, 300)).endswith("above 4,800 (beyond this map), slower between")
-    assert edge_words(edges(8, 2, 4, 206)) == "slower at no batch size"
+    assert edge_words(edges(8, 2, 4, 206)) == "never slower"
     assert edges_of(sizes["Mixtral 8x7B"], 2, h200, "bfloat16") == edges(8, 2, 2, h200.ridge)
     assert edges_of(sizes["DeepSeek-V3"], 4, h200, "bfloat16") == edges(256, 8, 4, h200.ridge, 2, 1.0)
     with pytest.raises(ValueError, match="^width must be .* at least 1, got 0.5$"):

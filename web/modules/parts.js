@@ -121,7 +121,7 @@ export class Place {
       return made;
     };
     return [
-      copying("Copy link", "The address of these settings: there it trains anew", () => this.link),
+      copying("Copy link", "The address of what is set here", () => this.link),
       copying("Embed", "One line of HTML that shows this state in a page of yours", () => this.frame),
     ];
   }

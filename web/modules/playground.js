@@ -6,7 +6,7 @@ import { GIVEN, copyOrSave } from "./canvas/copy.js";
 import { Control, KEPT, bar, button, guide, hasMouse, json, make, unpacked } from "./parts.js";
 import { Settings } from "./settings.js";
 
-const SLOWLY = 100; // steps a second until somebody touches it, and after what breaks or mends it: one sees it learn
+const SLOWLY = 100; // steps a second of what begins, until it is touched: one sees how it learns
 const HIDDEN = 24; // pixels of the block below which a finger does not move the page
 const LOADING = "Loading what trains.";
 const EARLIER = "The picture is of an earlier training."; // where it is not of the first step
@@ -91,6 +91,7 @@ export class Playground {
       Collapse: () => this.apply(collapse, true, true),
       Rescue: () => {
         this.apply(rescue);
+        this.ask("pace", { most: SLOWLY });
         this.ask("play");
       },
       More: ({ isTrusted }) => {
@@ -102,13 +103,7 @@ export class Playground {
       },
     };
     return Object.fromEntries(
-      Object.entries(actions).map(([name, action]) => {
-        const watched = (event) => {
-          if (name !== "More") this.ask("pace", { most: SLOWLY }); // what it does is to be seen
-          action(event);
-        };
-        return [name, button(name, tips[name], watched)];
-      }),
+      Object.entries(actions).map(([name, action]) => [name, button(name, tips[name], action)]),
     );
   }
   // What points are drawn with by hand, where they can be.
@@ -178,6 +173,7 @@ export class Playground {
     this.values = values;
     const inForce = settings.inForce(values);
     const changes = restart ? { restart } : settings.changes(settings.inForce(before), inForce);
+    if (changes.restart) this.ask("pace", { most: SLOWLY }); // a new start is to be seen
     if (changes.restart) this.ask("start", { values: inForce, name: settings.graph(values), trains });
     else this.ask("turn", { values: inForce, knob: changes.knob });
     this.isOpening ||= changes.restart;
@@ -288,7 +284,6 @@ export default async function show(place) {
   const view = new Playground(place, settings, "worker.js", [copy]);
   const { steps } = place.home.dataset; // of a lesson, which speaks of what is seen then
   if (!calm.matches) view.ask("play", steps && { steps: Number(steps) });
-  view.ask("pace", { most: SLOWLY });
   const touched = () => view.ask("pace", { most: Infinity });
   for (const kind of ["pointerdown", "keydown"])
     place.home.addEventListener(kind, touched, { capture: true });

@@ -92,7 +92,7 @@ export function edgesOf(model, { E, K, weight }, [bandwidth, peak], width) {
 
 // Between which batch sizes the mixture is slower: `edge_words` of moe_lessons/widgets/speedup_map.py.
 export function edgeWords(pair, last) {
-  if (!pair) return "slower at no batch size";
+  if (!pair) return "never slower";
   const [lower, edge] = pair.map((value) =>
     value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en"),
   );
@@ -102,13 +102,16 @@ export function edgeWords(pair, last) {
     : `faster below batch size ${lower} and above ${upper}, slower between`;
 }
 
-// What memory has room for: a sentence where the weights do not fit, else how many sequences do; of weights alone, any.
+// What memory has room for: how many sequences, or a sentence where none fits; of weights alone, any.
 function roomFor(model, { E, weight, cached, context }, memory) {
   const weights = weight * (model.rest + E * (model.expert + model.router));
   if (weights > memory)
     return { trouble: `It does not fit: ${sizeOf(weights)} of weights, ${sizeOf(memory)} of memory.` };
   const each = cached * model.cache * context;
-  return { sequences: each ? Math.floor((memory - weights) / each) : Infinity };
+  const sequences = each ? Math.floor((memory - weights) / each) : Infinity;
+  const words = () =>
+    `No text fits: ${sizeOf(weights)} of weights and ${sizeOf(each)} of cache for each text, ${sizeOf(memory)} of memory.`;
+  return { sequences, trouble: sequences ? "" : words() };
 }
 
 // Lines of both edges, and their arrays, over the widths from 1 to `top`, where they lie on the map.
@@ -171,9 +174,9 @@ export function panelsOf(manifest, values) {
       rule(matched.low, "even", "its 95 % interval"),
       rule(matched.high, "even", ""),
     );
-  const { trouble = "", sequences } = roomFor(model, setting, memory);
+  const { trouble, sequences } = roomFor(model, setting, memory);
   if (sequences >= 1 && sequences < 2 ** manifest.last) {
-    const text = `memory is full: ${sequences.toLocaleString("en")} sequences`;
+    const text = `memory is full: ${sequences.toLocaleString("en")} sequence${sequences > 1 ? "s" : ""}`;
     panel.marks.push({ mark: "Rule", x: null, y: Math.log2(sequences), kind: "end", name: text });
   }
   const edges = (over) => edgesOf(model, setting, roof, over);

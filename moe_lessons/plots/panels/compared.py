@@ -140,7 +140,7 @@ def answer(view) -> Panel:
     caption = f"The MoE stores {beside(sizes[0], sizes[-1])} {largest} ({percents[-1]}), "
     caption += f"computes {beside(flops[0], flops[1])} {first} ({percents[1]}): {percents[0]} right."
     block = view.main_run.model.block
-    wide = f"{largest}: as wide as {block.num_experts} experts"
+    wide = f"{largest}: as wide as {block.num_experts} expert{'s' * (block.num_experts > 1)}"
     if first != largest:
         wide = f"{first}: as wide as {block.top_k} expert{'s' * (block.top_k > 1)}, {wide.replace(' experts', '')}"
     return Panel(f"Stored, computed, correct ({wide})", [mark], Axis(0, 3, ticks=()), rows, height=108, caption=caption)
@@ -149,11 +149,7 @@ def answer(view) -> Panel:
 def beside(one: float, other: float) -> str:
     """Say how much one is, beside another."""
     ratio = one / other
-    if abs(math.log(ratio)) < math.log(1.15):
-        return "like"
-    if abs(math.log(ratio)) < math.log(1.35):
-        return f"little {'more' if ratio > 1 else 'less'} than"
-    return f"{ratio:.2g} times as much as"
+    return "like" if abs(math.log(ratio)) < math.log(1.15) else f"{ratio:.2g} times as much as"
 
 
 def is_own(run) -> bool:

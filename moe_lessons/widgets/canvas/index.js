@@ -107,14 +107,22 @@ function clicked(view, where) {
   pick(view, where);
 }
 
-// Run All goes to the last cell. The first view of a notebook, when it comes while cells run, is brought into sight.
-function bringBack({ el }) {
+// JupyterLab goes to the next cell, and Run All to the last one. A view whose cell was run alone is brought into sight, and
+// of all cells the first one.
+function bringBack(view) {
+  const { el } = view;
   const book = el.closest(".jp-Notebook");
-  if (!book || "moeSeen" in book.dataset) return;
+  if (!book || view.isBrought) return;
+  const isFirst = !("moeSeen" in book.dataset);
+  view.isBrought = true;
   book.dataset.moeSeen = "";
-  const { top, bottom } = homeOf({ el }).getBoundingClientRect();
+  const home = homeOf(view);
+  const { top, bottom } = home.getBoundingClientRect();
+  const cell = el.closest(".jp-Cell");
+  const isNext = [cell, cell.nextElementSibling].some((each) => each?.matches(".jp-mod-active"));
   const isAway = bottom < 0 || top > innerHeight;
-  if (isAway && isCellRunning()) el.closest(".jp-Cell").scrollIntoView();
+  const isCut = top < book.getBoundingClientRect().top || bottom > innerHeight;
+  if (isCellRunning() ? isFirst && isAway : isNext && isCut) home.scrollIntoView();
 }
 
 // What comes from the model, and what is put into it. Gives what ends that.
