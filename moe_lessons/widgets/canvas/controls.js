@@ -83,9 +83,14 @@ export function answered(view) {
   view.notice = null;
 }
 
-/** @returns {boolean} whether JupyterLab says so of any cell */
-export const isCellRunning = () =>
-  [...document.querySelectorAll(".jp-InputPrompt")].some(({ textContent }) => textContent.includes("*"));
+/**
+ * @param {Element} [but] a cell that does not count
+ * @returns {boolean} whether JupyterLab says so of any cell
+ */
+export const isCellRunning = (but) =>
+  [...document.querySelectorAll(".jp-InputPrompt")].some(
+    (prompt) => prompt.textContent.includes("*") && !but?.contains(prompt),
+  );
 
 function sayWhy(view) {
   const kernelWork = view.words.state === "training" ? "it trains a step" : "no answer yet";

@@ -15,6 +15,7 @@ import { keep } from "./keep.js";
 
 /** @typedef {import("./view.js").View} View  One display of the widget. */
 
+const BELOW = 150; // pixels below the top of a notebook where most of a view is seen
 const TIDYING = 500; // milliseconds between two looks at what is around the pictures
 const LOADING = 300; // milliseconds after which the style of a new theme is loaded
 const scheme = matchMedia("(prefers-color-scheme: dark)");
@@ -110,27 +111,24 @@ function clicked(view, where) {
 // JupyterLab goes to the next cell, and Run All to the last one. A view whose cell was run alone is brought into sight, and
 // of all cells the first one.
 function bringBack(view) {
-  const { el } = view;
-  const book = el.closest(".jp-Notebook");
+  const cell = view.el.closest(".jp-Cell");
+  const book = cell?.closest(".jp-Notebook");
   if (!book || view.isBrought) return;
-  const isFirst = !("moeSeen" in book.dataset);
   view.isBrought = true;
+  const isFirst = !("moeSeen" in book.dataset);
   book.dataset.moeSeen = "";
   const home = homeOf(view);
   const { top, bottom } = home.getBoundingClientRect();
-  const cell = el.closest(".jp-Cell");
+  const isAlone = !isCellRunning(cell);
   const isNext = [cell, cell.nextElementSibling].some((each) => each?.matches(".jp-mod-active"));
-  const isAway = bottom < 0 || top > innerHeight;
-  const isCut = top < book.getBoundingClientRect().top || bottom > innerHeight;
-  if (isCellRunning() ? isFirst && isAway : isNext && isCut) home.scrollIntoView();
+  const below = top - book.getBoundingClientRect().top;
+  if (isAlone ? isNext && (below < 0 || below > BELOW) : isFirst && (bottom < 0 || top > innerHeight))
+    home.scrollIntoView();
 }
 
 // What comes from the model, and what is put into it. Gives what ends that.
 function connect(view, model) {
-  const take = (message, buffers) => {
-    quietly(() => receive(view, message, buffers));
-    quietly(() => bringBack(view));
-  };
+  const take = (message, buffers) => quietly(() => receive(view, message, buffers));
   const hear = (message, buffers) => (message.copy ? give(view, message.copy) : take(message, buffers));
   const note = () => save(view, model);
   const notes = model.widget_manager?.moeNotes;
@@ -167,6 +165,7 @@ function tidy(view, model, turn) {
   view.isStale = isStale;
   if (turn % 4 === 0) for (const card of view.cards.values()) if (card.canvas) tell(card);
   keepStill(view, model.get("_css"));
+  if (view.cards.size) bringBack(view);
   if (home !== view.home) hearControls(view, home);
   view.home = home;
   if (view.isStale) answered(view);
