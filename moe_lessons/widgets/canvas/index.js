@@ -109,17 +109,17 @@ function clicked(view, where) {
 }
 
 // JupyterLab goes to the next cell, and Run All to the last one. A view whose cell was run alone is brought into sight, and
-// of all cells the first one.
-function bringBack(view) {
+// of all cells the first one: this at once, the other after JupyterLab has gone on.
+function bringBack(view, isLater) {
   const cell = view.el.closest(".jp-Cell");
   const book = cell?.closest(".jp-Notebook");
-  if (!book || view.isBrought) return;
+  const isAlone = cell && !isCellRunning(cell);
+  if (!book || view.isBrought || (isAlone && !isLater)) return;
   view.isBrought = true;
   const isFirst = !("moeSeen" in book.dataset);
   book.dataset.moeSeen = "";
   const home = homeOf(view);
   const { top, bottom } = home.getBoundingClientRect();
-  const isAlone = !isCellRunning(cell);
   const isNext = [cell, cell.nextElementSibling].some((each) => each?.matches(".jp-mod-active"));
   const below = top - book.getBoundingClientRect().top;
   if (isAlone ? isNext && (below < 0 || below > BELOW) : isFirst && (bottom < 0 || top > innerHeight))
@@ -128,7 +128,10 @@ function bringBack(view) {
 
 // What comes from the model, and what is put into it. Gives what ends that.
 function connect(view, model) {
-  const take = (message, buffers) => quietly(() => receive(view, message, buffers));
+  const take = (message, buffers) => {
+    quietly(() => receive(view, message, buffers));
+    quietly(() => bringBack(view));
+  };
   const hear = (message, buffers) => (message.copy ? give(view, message.copy) : take(message, buffers));
   const note = () => save(view, model);
   const notes = model.widget_manager?.moeNotes;
@@ -165,7 +168,7 @@ function tidy(view, model, turn) {
   view.isStale = isStale;
   if (turn % 4 === 0) for (const card of view.cards.values()) if (card.canvas) tell(card);
   keepStill(view, model.get("_css"));
-  if (view.cards.size) bringBack(view);
+  if (view.cards.size) bringBack(view, true);
   if (home !== view.home) hearControls(view, home);
   view.home = home;
   if (view.isStale) answered(view);
