@@ -43,7 +43,7 @@ def test_the_last_value_of_a_slider_reaches_the_kernel_by_key_and_dragged_fast(l
     mouse.up()
     first.wait_for(lambda: first.value("Auxiliary loss") == "10")
     first.wait_for(lambda: lab.ask("two.ipynb", "first.main_run.knobs.router_aux_loss_coef") == 10)
-    first.button("healthy").click()
+    first.button("Healthy").click()
     first.wait_for(lambda: first.value("Auxiliary loss") == "0.1")
 
 

@@ -32,7 +32,7 @@ def test_tab_and_enter_come_from_play_to_the_pictures_and_tab_to_the_controls(no
     keyboard.press("Escape")
     playground.button("Play").focus()
     for _ in range(20):
-        if notebook.page.evaluate("document.activeElement.textContent.trim()") == "healthy":
+        if notebook.page.evaluate("document.activeElement.textContent.trim()") == "top-1 collapse":
             return
         keyboard.press("Tab")
     pytest.fail("no Tab comes to the presets")
