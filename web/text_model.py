@@ -34,7 +34,7 @@ EXAMPLES = {  # lines to begin with; none stands in what the model has seen
     "English": "The old baker finds a red apple in the garden behind the house.",
     "question": "Why does a larger model run faster than a small one?",
     "code": "def mean(values):\n    return sum(values) / len(values)\n",
-    "help": "The function returns a new list if the argument is not a string",
+    "Python help": "The function returns a new list if the argument is not a string",
 }
 TITLES = {
     "text": "{model}: first choices in layer {layer}",

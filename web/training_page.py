@@ -3,8 +3,7 @@
 view.html there shows one view, for a frame in any other document; page.js says how a document of one's own shows it.
 What is large is compressed, so that no server has to. Graphs are kept in build/graphs, and made again only where the
 package or torch has changed. `usual`: those that the controls Experts, Top-k, Noise and Auxiliary loss need; `all`: of
-every router; `few`: of the presets 'healthy' and 'collapse', two seeds, and a small wall, as
-the tests need them.
+every router; `few`: of the presets 'healthy' and 'collapse', two seeds, and a small wall, as the tests need them.
 """
 
 import functools

@@ -30,7 +30,7 @@ WALL_STOPS = {  # what the page has graphs, starts and books for
     "lr": FACTS_LAB.stops["lr"],
     "x_axis": STOPS["x_axis"],
 }
-STOP = 300  # steps: of the book at first, that of lesson 05, the MoE has nearly all and dense, 1×, less than half
+STOP = 300  # steps: of the book at first, that of lesson 05, the MoE has nearly all and dense, 1×, about half or less
 EXPORTS = export_facts_step, export_facts_reading
 USUAL = usual_arguments(FactsLab)
 FEW_STOPS = WALL_STOPS | {"num_experts": (4,), "num_entries": (400, 800), "seed": (0, 1)}

@@ -185,8 +185,12 @@ class Prediction(Question):
         numbers = f"\nMeasured: {measured}." if measured else ""
         return self.outcome_of(lambda: self._words(outcome) + numbers)
 
+    def _answered(self) -> None:
+        if self.first is None:
+            self.first = self.answer
+        super()._answered()
+
     def _words(self, outcome: str) -> str:
-        self.first = self.answer if self.first is None else self.first
         if self.first == outcome:
             return f"✔ As you predicted: {outcome}."
         return f"✘ You predicted: {self.first}.\n" * (self.first is not None) + f"What happened: {outcome}."

@@ -163,11 +163,15 @@ class Lab(LiveRun):
             self.loop.post({} if is_idle else {name: asked_by(name, change["new"])})
 
     def apply_by_hand(self, asked: Mapping[str, Any]) -> None:
-        """Apply what was moved by hand; what then starts afresh trains, as many steps as at first."""
+        """Apply what was moved by hand; what then starts afresh trains."""
         before = self.state
         self.apply(asked)
         if self.state is not before:
-            self.play(self.state.values.get("play") or None)
+            self.play_as_at_first()
+
+    def play_as_at_first(self) -> None:
+        """Train as many steps as at first, so that one training can be compared with another."""
+        self.play(self.state.values.get("play") or None)
 
     def apply(self, asked: Mapping[str, Any], *, is_strict: bool = False, restart: bool = False) -> None:
         """Put other values in force: a new start for what is structural, else a turn of the knobs. ValueError for what

@@ -198,10 +198,9 @@ class Playground(Lab):
         self.begin()
 
     def begin(self) -> None:
-        """Train as many steps as at first, and as slowly, so that one training can be compared with another."""
-        steps = self.state.values["play"]
-        self.play(steps or None)
-        self.loop.pace = PACE if self.is_front and steps and self.running else None
+        """Train as many steps as at first, and as slowly."""
+        self.play_as_at_first()
+        self.loop.pace = PACE if self.is_front and self.state.values["play"] and self.running else None
 
     def preset_button(self, preset: str, text: str, tip: str, **style: str) -> W.Button:
         """A button that chooses a preset, and trains."""

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from live_tools import mark
 
 from moe_lessons.plots.marks import Bars, Cells, Lamps, Line
@@ -30,6 +31,9 @@ def test_the_walls_show_what_each_model_knows_and_the_curve_how_many():
         digits = lamps.entries[:, -4:] == lamps.answers
         assert digits.sum(axis=1).tolist() == lamps.right.tolist()
         assert digits.mean() == pytest.approx(run.evaluate()["accuracy"], abs=0.05)  # of entries that are drawn
+        with torch.no_grad():
+            logits, _ = run.model(run.task.x)
+        assert digits.mean() == (logits.argmax(dim=2) == run.task.y)[:, 4:].float().mean().item()
         assert line.name == name and line.x.tolist() == list(range(0, 21, 5))
         assert line.y.tolist() == [int(known[name].sum()) for _, known in lab.readings]
     assert lab.readings[-1][1]["MoE"].any()

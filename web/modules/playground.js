@@ -173,9 +173,10 @@ export class Playground {
     this.values = values;
     const inForce = settings.inForce(values);
     const changes = restart ? { restart } : settings.changes(settings.inForce(before), inForce);
-    if (changes.restart) this.ask("pace", { most: SLOWLY }); // a new start is to be seen
-    if (changes.restart) this.ask("start", { values: inForce, name: settings.graph(values), trains });
-    else this.ask("turn", { values: inForce, knob: changes.knob });
+    if (changes.restart) {
+      this.ask("pace", { most: SLOWLY }); // a new start is to be seen
+      this.ask("start", { values: inForce, name: settings.graph(values), trains });
+    } else this.ask("turn", { values: inForce, knob: changes.knob });
     this.isOpening ||= changes.restart;
     if (!this.isOpening) this.standing = values;
     this.show();

@@ -109,9 +109,10 @@ function roomFor(model, { E, weight, cached, context }, memory) {
     return { trouble: `It does not fit: ${sizeOf(weights)} of weights, ${sizeOf(memory)} of memory.` };
   const each = cached * model.cache * context;
   const sequences = each ? Math.floor((memory - weights) / each) : Infinity;
-  const words = () =>
-    `No text fits: ${sizeOf(weights)} of weights and ${sizeOf(each)} of cache for each text, ${sizeOf(memory)} of memory.`;
-  return { sequences, trouble: sequences ? "" : words() };
+  if (sequences) return { sequences };
+  return {
+    trouble: `No text fits: ${sizeOf(weights)} of weights and ${sizeOf(each)} of cache for each text, ${sizeOf(memory)} of memory.`,
+  };
 }
 
 // Lines of both edges, and their arrays, over the widths from 1 to `top`, where they lie on the map.
@@ -174,7 +175,7 @@ export function panelsOf(manifest, values) {
       rule(matched.low, "even", "its 95 % interval"),
       rule(matched.high, "even", ""),
     );
-  const { trouble, sequences } = roomFor(model, setting, memory);
+  const { trouble = "", sequences } = roomFor(model, setting, memory);
   if (sequences >= 1 && sequences < 2 ** manifest.last) {
     const text = `memory is full: ${sequences.toLocaleString("en")} sequence${sequences > 1 ? "s" : ""}`;
     panel.marks.push({ mark: "Rule", x: null, y: Math.log2(sequences), kind: "end", name: text });

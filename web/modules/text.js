@@ -8,7 +8,6 @@ import { graph, halves, randomOf, whole } from "./runtime.js";
 
 const MOST = 1000;
 const PAUSE = 200; // letters in the address; milliseconds between two that are written
-const CALLED = { help: "Python help" }; // of the examples, where their name does not say it
 const utf8 = new TextEncoder();
 const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 const lengthBy = (lead) => (lead < 0xc0 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4); // bytes of a letter of UTF-8
@@ -139,9 +138,7 @@ class OwnText {
     const begin = (text) => take(text, this.middle(text));
     this.field = make("textarea", { id, rows: 2, spellcheck: "false" });
     this.field.addEventListener("input", () => type(this.field.value));
-    const lines = Object.entries(examples).map(([name, text]) =>
-      button(CALLED[name] ?? name, text, () => begin(text)),
-    );
+    const lines = Object.entries(examples).map(([name, text]) => button(name, text, () => begin(text)));
     const letter = button("Write a letter", words.letter, () => this.write(([likeliest]) => likeliest));
     this.on = button("Write on", words.on, () => this.goOn());
     const control = (name, label, said = { label, tip: words[name] }) =>
