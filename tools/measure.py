@@ -3,7 +3,7 @@
 Of the page that trains by itself and of views in a notebook: how long the first picture takes (from the page's address,
 from running the cell), pictures and steps a second, which part of the time trains (of the page's worker, or of the CPU
 time of the view's loop), and the time from a key to the picture that shows what it does, while it trains. The key moves
-a slider where the page says what that did, and presses Reset elsewhere. It ends with 1 where a figure is missing."""
+a slider where the page says what that did, and presses Restart elsewhere. It ends with 1 where a figure is missing."""
 
 import argparse
 import re
@@ -27,14 +27,14 @@ from web.serve import serving
 LEAST_KEYS, BETWEEN = 5, 100  # how often the key is pressed at least; milliseconds in between
 SIZE = {"width": 1280, "height": 1000}
 TITLES = ("first picture", "pictures a second", "steps a second", "time that trains", "key to picture: median; 95 %")
-RESET, TOKEN = "Number(now.step) < Number(before.step)", "now.token !== before.token"
+RESTART, TOKEN = "Number(now.step) < Number(before.step)", "now.token !== before.token"
 LOSS, LAYER = r"/loss \([^)]*/.exec({0}.reading)[0]", "{0}.words.slice(0, 7)"
 VIEWS = {  # of a notebook: how it is made, what the key moves, and how the page says so
     "playground": ("Playground", "Token", TOKEN),
     "balancing laboratory": ("BalancingLab", "Auxiliary loss", " !== ".join(map(LOSS.format, ("now", "before")))),
     "routing laboratory": ("RoutingLab", "Layer", " !== ".join(map(LAYER.format, ("now", "before")))),
-    "collapse laboratory": ("CollapseLab", "Reset", RESET),
-    "memorisation grid": ("FactsLab", "Reset", RESET),
+    "collapse laboratory": ("CollapseLab", "Restart", RESTART),
+    "memorisation grid": ("FactsLab", "Restart", RESTART),
 }
 FIRST = "() => document.querySelector('.moe-canvas[data-step]')?.dataset.frames > 0"
 DATA = "document.querySelector('.moe-canvas').dataset"
@@ -116,7 +116,7 @@ def key_times(opened: Opened, seconds: float) -> list[float]:
     end = time.monotonic() + seconds
     while len(taken) < LEAST_KEYS or time.monotonic() < end:
         page.wait_for_timeout(BETWEEN)
-        page.wait_for_function(f"() => {DATA}.step > 5", timeout=60_000)  # so that Reset has something to undo
+        page.wait_for_function(f"() => {DATA}.step > 5", timeout=60_000)  # so that Restart has something to undo
         page.evaluate("press()")
         page.keyboard.press(keys[len(taken) % 2])
         taken.append(page.evaluate("took"))
@@ -152,7 +152,7 @@ def opened_view(browser: Browser, slow: float, server: LabServer, name: str) -> 
         notebook.run_cell(1, wait=False)
         page.wait_for_function(FIRST)
         first, view = time.monotonic() - start, View(page)
-        moved = lambda: view.button(control) if control == "Reset" else view.handle(control)  # noqa: E731
+        moved = lambda: view.button(control) if control == "Restart" else view.handle(control)  # noqa: E731
         cost = "[lab.loop.cost['training'], lab.loop.cost['training'] + lab.loop.cost['showing']]"
         yield Opened(page, first, moved, is_shown, lambda: server.ask("measure.ipynb", cost))
     server.end_kernels()

@@ -10,7 +10,7 @@ from typing import Any
 import ipywidgets as W
 import torch
 
-from moe_lessons.analysis.load import describe_load
+from moe_lessons.analysis.load import WORDS, describe_load
 from moe_lessons.plots.panels._history import RECENT, X_AXES, recent_load
 from moe_lessons.support.errors import check_choice, check_device, check_top_k, check_whole, is_whole
 from moe_lessons.training import Run
@@ -111,6 +111,8 @@ class Lab(LiveRun):
 
     def load_words(self) -> tuple[str, str]:
         """Say what the load shows: the verdict, and the rest; nothing where there is no load."""
+        if not self.step:
+            return tuple(WORDS["untrained"])
         recent, load = self.main_run.records[-RECENT:], self.load
         dropped = sum(record.dropped_share for record in recent) / max(len(recent), 1)
         return ("", "") if load is None else describe_load(load, self.state.values.get("top_k", 1), dropped)
@@ -131,7 +133,7 @@ class Lab(LiveRun):
 
     def bar(self) -> list[W.Widget]:
         tip = "Start afresh with the same settings"
-        return [*super().bar(), self.button("Reset", tip, lambda: self.apply({}, restart=True), icon=AFRESH)]
+        return [*super().bar(), self.button("Restart", tip, lambda: self.apply({}, restart=True), icon=AFRESH)]
 
     def body(self) -> W.Widget:
         body, controls = super().body(), W.Box(self.controls()).add_class("moe-controls")

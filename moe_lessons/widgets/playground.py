@@ -134,17 +134,17 @@ class Playground(Lab):
         return panel
 
     def bar(self) -> list[W.Widget]:
-        title, play, *steps, reset = super().bar()
+        title, play, *steps, restart = super().bar()
         copy = self.button("Copy as PyTorch", TIPS["code"], lambda: self.canvas.copy(self.as_pytorch(), "moe_plane.py"))
         if not self.is_front:
-            return [title, play, *steps, reset, copy]
+            return [title, play, *steps, restart, copy]
         healthy = self.preset_button("healthy", "Healthy", TIPS["presets"]["healthy"], icon=AFRESH)
         collapse = self.button("Collapse", TIPS["front"]["Collapse"], self.collapse, icon=AFRESH)
         rescue = self.button("Rescue", TIPS["front"]["Rescue"], self.rescue)
         self._more = W.ToggleButton(description="More", tooltip=TIPS["front"]["More"])
         self._more.observe(lambda _: self.post(self._show_rest), "value")
         self._rest += steps
-        return [title, play, healthy, collapse, rescue, reset, self._more, copy, *steps]
+        return [title, play, healthy, collapse, rescue, restart, self._more, copy, *steps]
 
     def as_pytorch(self) -> str:
         """Write the mixture that is shown as a program of PyTorch alone: see `training.as_pytorch`."""

@@ -44,7 +44,7 @@ RACE_LAB = Spec(title="A race by the clock", structural=("seed",), display=("x_a
 
 
 class CollapseLab(Lab):
-    """Train `training.PRESETS["collapse"]`, live. Reset starts the same run again.
+    """Train `training.PRESETS["collapse"]`, live. Restart starts the same run again.
 
     learns, gradient: of `analysis.collapse.LEARNS` and `GRADIENTS`. play, max_steps: see `LiveRun`. device: see
         `Playground`.

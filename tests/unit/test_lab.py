@@ -88,7 +88,7 @@ async def test_a_new_start_keeps_a_run_to_compare_with_and_a_closed_view_says_so
     for ask in (lab.play, lambda: lab.advance(1), lambda: lab.set(**{control: 1}), lambda: lab.main_run):
         with pytest.raises(RuntimeError, match="this view is closed: run its cell again"):
             ask()
-    lab.pause(), button(lab, "Reset").click(), lab.post(lab.advance), lab.show()
+    lab.pause(), button(lab, "Restart").click(), lab.post(lab.advance), lab.show()
     await settled()
     assert await lab.finished() is lab and not lab.running
 

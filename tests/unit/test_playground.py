@@ -79,11 +79,11 @@ async def test_the_first_training_shows_each_step_slowly_until_a_button_is_touch
 
 
 @on_a_loop
-async def test_what_is_moved_by_hand_and_starts_afresh_trains_also_after_a_reset():
+async def test_what_is_moved_by_hand_and_starts_afresh_trains_also_after_a_restart():
     playground = Playground(play=5)
     await playground.finished()
     for name, value in (("num_experts", 7), ("top_k", 1)):
-        button(playground, "Reset").click()
+        button(playground, "Restart").click()
         await settled()
         assert playground.step == 0 and not playground.running
         playground.inputs[name].value = value
@@ -138,7 +138,7 @@ def test_the_pictures_read_the_router_without_its_noise():
 def test_the_words_tell_of_the_load_and_the_reading_is_the_routing_of_the_selected_token(trained):
     mean = torch.tensor([record.load[0] for record in trained.main_run.records[-50:]]).mean(dim=0)
     verdict, rest = describe_load(mean, 2)
-    assert trained.words() == verdict + rest == trained.canvas.words["words"]
+    assert trained.words() == verdict + rest == trained.canvas.words["words"] and Playground().words() == "Untrained."
     assert trained.canvas.words["verdict"] == verdict
     trained.inputs["token"].value = 9
     _, routing = routing_of(trained, trained.plane.points[9:10])

@@ -55,7 +55,7 @@ async def act(lab, oracle: Oracle, chance: random.Random) -> None:
     stops = getattr(control := controls[name], "options", None) or range(control.min, control.max + 1)
     value = chance.choice([stop[-1] if isinstance(stop, tuple) else stop for stop in stops][:4])
     asked, steps = {name: None if (name, value) == ("capacity_factor", 0) else value}, chance.randint(1, 3)
-    kind = chance.choice(["move", "move", "take back", "set", "refused", "Reset", "Step", "play", "diverge"])
+    kind = chance.choice(["move", "move", "take back", "set", "refused", "Restart", "Step", "play", "diverge"])
     if kind in ("move", "take back"):
         page = threading.Thread(target=setattr, args=(control, "value", value))
         page.start(), page.join()
@@ -69,9 +69,9 @@ async def act(lab, oracle: Oracle, chance: random.Random) -> None:
     elif kind == "refused":
         with pytest.raises(ValueError):
             lab.set(**asked | {"seed": -1})
-    elif kind in ("Reset", "Step"):
+    elif kind in ("Restart", "Step"):
         button(lab, kind).click()
-        oracle.start() if kind == "Reset" else oracle.train(1)
+        oracle.start() if kind == "Restart" else oracle.train(1)
     else:
         if kind == "diverge" and "lr" in controls:
             lab.set(lr=1e15), oracle.ask(lr=1e15)

@@ -116,12 +116,13 @@ def test_it_trains_by_itself_and_pauses_out_of_sight_and_by_its_buttons(visit):
     at = own.step
     own.button("Step").click()
     own.wait_step(at + 1)
-    own.button("Reset").click()
+    own.button("Restart").click()
     expect(own.canvas).to_have_attribute("data-step", "0")
+    expect(own.page.locator(".moe-words").first).to_have_text("Untrained.")
     own.control("seed").fill("3")  # a new start by a control or a preset trains
     own.wait_step(5)
     own.button("Pause").click()
-    own.button("Reset").click()
+    own.button("Restart").click()
     expect(own.canvas).to_have_attribute("data-step", "0")
     own.button("top-1 collapse").click()
     own.wait_step(5)
@@ -319,7 +320,7 @@ def test_the_wall_of_facts_trains_three_models_until_lamps_are_lit_and_starts_af
     own.page.get_by_text("MoE: 0/800").wait_for()  # afresh, and it trains on
     for _ in range(8):
         own.page.wait_for_timeout(150)
-        own.button("Reset").click()
+        own.button("Restart").click()
     own.wait_step(3)
     assert len(own.page.workers) <= 8  # three models, and who leads them
     assert own.state == {"num_entries": "800", "seed": "1"}

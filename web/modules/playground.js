@@ -26,7 +26,7 @@ export class Playground {
     );
     const steps = (text, tip, count) => button(text, tip, () => this.ask("steps", { count }));
     this.steps = [steps("Step", "Train one step", 1), steps("+50", "Train 50 steps", 50)];
-    const reset = button("Reset", "Start afresh with the same settings", () => this.apply({}, true));
+    const restart = button("Restart", "Start afresh with the same settings", () => this.apply({}, true));
     const works = Object.entries(settings.presets).filter(([, { off }]) => !off);
     this.presets = works.map(([name, { label, tip }]) => [name, button(label, tip, () => this.choose(name))]);
     const moved = (name) => (value) => this.apply({ [name]: value }, false, true);
@@ -55,11 +55,11 @@ export class Playground {
     const sliders = button("Sliders", "Show the sliders, or hide them", () =>
       sliders.setAttribute("aria-expanded", this.dock.classList.toggle("moe-open")),
     ); // seen where there is little room
-    const inSight = [this.play, ...Object.values(breaking), reset, sliders, ...(front ? [More] : [])];
+    const inSight = [this.play, ...Object.values(breaking), restart, sliders, ...(front ? [More] : [])];
     const rest = [...this.steps, ...more, ...shares];
     const dock = make("div", { class: "moe-dock" }, bar(make("b", {}, settings.words.title), ...inSight));
     sliders.className = "moe-sliders";
-    reset.className = "moe-reset";
+    restart.className = "moe-restart";
     this.dock = dock;
     const drawing = this.drawing(settings.words.own);
     const others = groups.map(([element]) => element);
@@ -156,7 +156,7 @@ export class Playground {
   }
   /**
    * Put other values in force, as `Lab.apply` does: a new start for what is structural, else a turn of the knobs. Or say
-   * why not, and change nothing. A new start by a control or a preset trains; Reset and points leave a pause as it is.
+   * why not, and change nothing. A new start by a control or a preset trains; Restart and points leave a pause as it is.
    * From here on `values` are what is asked for; `standing` is what trains.
    */
   apply(asked, restart = false, trains = false) {

@@ -278,7 +278,10 @@ function describeLoad(load, { top_k: K }, { numbers: { dead, even }, words: { lo
   return [...words[kind].map((text) => filled(text, { ...found, goes_to: words["goes to"] })), gone];
 }
 
-const verdictOf = (run, out) => describeLoad([...(run.load ?? out.clean)], run.manifest, run.shared);
+const verdictOf = (run, out) =>
+  run.step
+    ? describeLoad([...(run.load ?? out.clean)], run.manifest, run.shared)
+    : [...run.shared.words.load.untrained, []];
 
 function lines(run, out) {
   const { recent } = run;
