@@ -2,7 +2,6 @@
 
 import re
 from html import escape
-from textwrap import fill
 from typing import Any
 
 from nbformat.v4 import new_markdown_cell
@@ -27,6 +26,7 @@ def as_page(notebook: dict[str, Any]) -> dict[str, Any]:
         cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), *fold(cell)]
         cell["metadata"]["mystnb"] = describe(cell)
     answer(notebook["cells"])
+    gather(notebook["cells"])
     for cell in cells:
         if check := CHECK.match("".join(cell["source"])):
             data = {"text/markdown": help_with(check[1])}
@@ -45,11 +45,21 @@ def fold(cell: dict[str, Any]) -> list[str]:
 
 
 def describe(cell: dict[str, Any]) -> dict[str, Any]:
-    """Give what myst-nb is told of a cell: the words of its pictures, and how its folded code is called."""
+    """Give what myst-nb is told of a cell: the words of its pictures."""
     pictures = [output.get("metadata", {}).get("image/png", {}) for output in cell["outputs"]]
     words = " ".join(picture["alt"] for picture in pictures if "alt" in picture)
-    is_import = all(re.match(r"from |import |[ )]|$", line) for line in "".join(cell["source"]).splitlines())
-    return ({"image": {"alt": words}} if words else {}) | ({"code_prompt_show": "Imports"} if is_import else {})
+    return {"image": {"alt": words}} if words else {}
+
+
+def gather(cells: list[dict[str, Any]]) -> None:
+    """Put folded code that shows nothing, as imports, before the next that is folded: under one summary."""
+    before = ""
+    for cell in list(cells):
+        if "hide-input" in cell["metadata"].get("tags", []):
+            cell["source"] = before + "".join(cell["source"])
+            before = "" if cell["outputs"] else cell["source"] + "\n\n"
+            if before:
+                cells.remove(cell)
 
 
 def answer(cells: list[dict[str, Any]]) -> None:
@@ -72,9 +82,7 @@ def answer(cells: list[dict[str, Any]]) -> None:
             elif quiz := re.fullmatch(r"Quiz\('(\d+)'\)", said):
                 data["text/markdown"] = answered_quiz(quiz[1])
             if "text" in output:
-                lines = TAKEN.sub("", "".join(output["text"])).splitlines()
-                output["text"] = "\n".join(fill(line, 90) for line in lines)  # longer ones are sentences
-                cell["metadata"]["tags"] += ["wrap"] if len(lines) == 1 else []
+                output["text"] = TAKEN.sub("", "".join(output["text"])).rstrip()
             if said.startswith(HAPPENED) or output.get("text") == "":
                 cell["outputs"].remove(output)
 

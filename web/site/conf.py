@@ -13,6 +13,7 @@ from textwrap import indent
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+from myst_nb.sphinx_ import HideCodeCellNode
 
 from moe_lessons.course.interview import CONDITIONS, SENTENCE, SHORT
 from moe_lessons.course.lessons import LESSONS
@@ -126,7 +127,7 @@ def prepare(app, name: str, source: list[str]) -> None:
 
 def enliven(app, doctree) -> None:
     """Around the picture of each live view of a lesson the element in which page.js opens it, or its recording; around
-    each other picture one in which a tap opens its file."""
+    each other picture one in which a tap shows it enlarged: see layout.html."""
     path = Path(app.env.doc2path(app.env.docname))
     if path not in LESSON_FILES:
         return
@@ -149,6 +150,14 @@ def enliven(app, doctree) -> None:
         doctree += nodes.raw("", '<script type="module" src="../page/page.js"></script>', format="html")
 
 
+def put_code_last(app, doctree, name: str) -> None:
+    """Folded code stands below what it shows."""
+    for code in list(doctree.findall(HideCodeCellNode)):
+        cell = code.parent
+        cell.remove(code)
+        cell.append(code)
+
+
 def as_written(app, what, name: str, thing, options, lines: list[str]) -> None:
     """A docstring as it stands, its examples coloured: it is laid out for the reader of the source."""
     text = "\n".join(lines).strip("\n")
@@ -168,5 +177,6 @@ def setup(app) -> None:
     """Called by Sphinx."""
     app.connect("source-read", prepare)
     app.connect("doctree-read", enliven)
+    app.connect("doctree-resolved", put_code_last)
     app.connect("autodoc-process-docstring", as_written)
     app.add_html_math_renderer("mathml", (write_math, None), (lambda *pair: write_math(*pair, block=True), None))
