@@ -12,11 +12,12 @@ from matplotlib.axes import Axes
 from moe_lessons.analysis.inference import Machine, union_law
 from moe_lessons.analysis.roofline import WEIGHT_BYTES, ModelSizes, step_seconds
 from moe_lessons.analysis.speedup import Speedups
+from moe_lessons.plots.labels import EVEN
 from moe_lessons.plots.marks import Axis, Boxes, Heat, Line, Panel, Points
 from moe_lessons.plots.theme import LIGHT, annotate, axes_for, log_axis, model_inks, name_over
 
 LEVELS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12)  # of a speedup, as lines
-LEGEND = [("speedup ¼", -2), ("½", -1), ("1", 0), ("2", 1), ("4", 2)]  # of their logarithm, as colours
+LEGEND = [("speedup ¼", -2), ("½", -1), ("1", 0), ("2", 1), ("4", 2), ("16", 4)]  # of their logarithm, as colours
 LAST = 12  # the largest batch size of a map is 2¹²
 ROWS = 4  # of a `stream_panel`, for each model: what memory holds, the times of a step, and a gap
 KINDS = {"one text": ("o", 0), "full load": ("s", 3), "training": ("D", 4)}  # marker and ink
@@ -48,7 +49,7 @@ def plot_published_speeds(frame: pd.DataFrame) -> Axes:
 EDGE_INKS = {"lower edge": 4, "upper edge": 3}  # of the lines on a map
 TITLE = "Speedup of the MoE over a dense model"
 REGIONS = "MoE slower", "MoE faster"
-CAPTION = "Edges: the derived formula. Contours: the roofline (on 1 both are as fast)."
+CAPTION = f"Edges: the derived formula. Contours: the roofline. About as fast: within {100 * EVEN:g} %."
 
 
 def edge_lines(edges: Callable[[float], tuple[float, float] | None], top: float) -> list[Line]:

@@ -1,6 +1,6 @@
 """The speedup map: over which dense model, at which batch size, on which machine a mixture is faster, and why."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
@@ -25,8 +25,9 @@ from moe_lessons.analysis.roofline import (
     published_sizes,
     sizes_of,
 )
-from moe_lessons.analysis.speedup import edges_of, speedups
+from moe_lessons.analysis.speedup import Speedups, edges_of, speedups
 from moe_lessons.plots.costs import size_words
+from moe_lessons.plots.labels import EVEN
 from moe_lessons.plots.marks import Line, Panel, Rule, Table
 from moe_lessons.plots.speeds import LAST, edge_lines, speedup_panel
 from moe_lessons.plots.theme import model_inks, percent, short_number
@@ -35,6 +36,7 @@ from moe_lessons.widgets.controls import control, move
 from moe_lessons.widgets.picture import Picture
 
 ROWS = 4 * LAST + 1  # batch sizes that are drawn: four for each doubling
+FAR = 1e9  # a batch size above both edges
 EXPERT_STOPS = (2, 4, 8, 16, 32, 64, 128, 256)
 OWN = "this machine"
 SETTINGS = ("num_experts", "top_k", "machine", "weights", "context_length")
@@ -136,18 +138,24 @@ class SpeedupMap(Picture):
         places = np.stack(np.broadcast_arrays(widths, np.log2(batches)[:, None]), axis=-1).reshape(-1, 2)
         heat = {"places": places, "columns": len(widths), "titles": self.titles(widths, batches)}
         heat["selected"] = np.array([min(self.width, top), np.log2(self.batch)])
-        weights, context = self.inputs["weights"].value, self.inputs["context_length"].value
-        found = speedups(self.sizes, self.roof, weights, 2 ** np.linspace(0, LAST, ROWS), context)
+        found = self.speedups(2 ** np.linspace(0, LAST, ROWS))
         drawn = speedup_panel(found, top, heat, self.marks(), self.shown(), width=7, height=430, caption=self.caption())
         (title,) = self.titles(np.array([self.width]), np.array([self.batch]))
         return [drawn, Panel(title, [self.table()], width=5, height=300)]
 
     def titles(self, widths: np.ndarray, batches: np.ndarray) -> list[str]:
         """Say the speedup at each of the batch sizes (B,) over each width (W,)."""
-        given = self.sizes, self.roof, self.inputs["weights"].value, batches.astype(float)
-        found = speedups(*given, self.inputs["context_length"].value).at(widths)
+        found = self.speedups(batches.astype(float)).at(widths)
         places = zip(product(batches.tolist(), widths.tolist()), found.ravel())
         return [f"Batch size {batch:,}, dense, {width:g}×: speedup {each:.2f}" for (batch, width), each in places]
+
+    def speedups(self, batches: np.ndarray) -> Speedups:
+        weights, context = self.inputs["weights"].value, self.inputs["context_length"].value
+        return speedups(self.sizes, self.roof, weights, batches, context)
+
+    def edge_words(self, width: float) -> str:
+        """Say where the MoE is faster than a dense model of this width."""
+        return edge_words(self.edges(width), lambda batches: self.speedups(batches).at(np.array([width]))[:, 0])
 
     def marks(self) -> list[Line | Rule]:
         """What stands on the map: the two edges, the quality-matched width, and the end of memory."""
@@ -231,7 +239,7 @@ class SpeedupMap(Picture):
         said = [
             f"By the roofline of {place}, at batch size {batch:,}: an MoE of {E} experts, top-{K}, has a speedup of "
             f"{speedup:.2f} over a dense model of {width:g} × its active width. {why}.",
-            f"Over this dense model it is {edge_words(self.edges(width))}.",
+            f"Over this dense model it is {self.edge_words(width)}.",
             f"The KV cache, which both have, takes {percent(cache)} of its step." if cache > 0.1 else "",
             f"Quality-matched width: {self.matched} ×." if self.matched and self.is_as_made else "",
             self.unfit(),
@@ -271,15 +279,33 @@ def bound(cost: tuple[float, float], machine: Machine) -> str:
     return "memory" if cost[0] * machine.ridge >= cost[1] else "compute"
 
 
-def edge_words(found: tuple[float, float] | None) -> str:
-    """Say between which batch sizes an MoE is slower, of its `edges`: 'faster below …'."""
+def edge_words(found: tuple[float, float] | None, at: Callable[[np.ndarray], np.ndarray]) -> str:
+    """Say at which batch sizes an MoE is faster, slower or about as fast (within `EVEN`): below, between and above its
+    `edges`, by its speedup `at` batch sizes (B,)."""
+
+    def pace(*batches: float) -> str:
+        away = min(at(np.array(batches))) - 1 if len(batches) > 1 else at(np.array(batches))[0] - 1
+        return "about as fast" if abs(away) <= EVEN else "faster" if away > 0 else "slower"
+
     if found is None:
-        return "never slower"
+        is_even = all(abs(at(2.0 ** np.arange(LAST + 1)) - 1) <= EVEN)
+        return "about as fast at every batch size" if is_even else "never slower"
     lower, upper = (f"{edge:.1f}" if edge < 10 else f"{edge:,.0f}" for edge in found)
     upper += " (beyond this map)" if found[1] > 2**LAST else ""
-    if lower == "1.0":
-        return f"slower below batch size {upper}, faster above"
-    return f"faster below batch size {lower} and above {upper}, slower between"
+    paces = [pace(1), pace(*np.geomspace(*found, 9)), pace(FAR)]
+    if lower == "1.0" or paces[0] == paces[1]:
+        _, *paces = paces
+        lower = upper
+    elif paces[1] == paces[2]:
+        paces.pop()
+    if len(set(paces)) == 1:
+        return f"{paces[0]} at every batch size"
+    if len(paces) == 2:
+        return f"{paces[0]} below batch size {lower}, {paces[1]} above"
+    below, between, above = paces
+    if below == above:
+        return f"{below} below batch size {lower} and above {upper}, {between} between"
+    return f"{below} below batch size {lower}, {between} up to {upper}, {above} above"
 
 
 def flop_words(count: float) -> str:

@@ -14,7 +14,6 @@ from moe_lessons.nn import LanguageModel, TransformerConfig, dense_baseline
 from moe_lessons.plots.labels import place_labels
 from moe_lessons.plots.marks import Boxes, Heat, Line, Points, Rule
 from moe_lessons.widgets import SpeedupMap
-from moe_lessons.widgets.speedup_map import edge_words
 
 COURSE = TransformerShape(256, 512, 2, 8, 4, 64, 1024, num_experts=16, top_k=2)
 BATCHES = 2.0 ** np.arange(13)
@@ -80,14 +79,24 @@ def test_the_edges_are_where_the_roofline_crosses_1_at_200_random_settings():
         assert last == pytest.approx(upper * (1 - missing), rel=1e-3)
     assert edges(16, 2, 8, 10) is None and edges(16, 2, 4, 10, 4.0)[1] == 2 * edges(16, 2, 4, 10)[1]
     h200, sizes = Machine(4.8e12, 989e12), published_sizes()
-    assert edge_words(edges(8, 2, 2, 206)) == "faster below batch size 2.4 and above 412, slower between"
-    assert edge_words(edges(8, 2, 1, 206)) == "slower below batch size 824, faster above"
-    assert edge_words(edges(256, 8, 2, 300)).endswith("above 4,800 (beyond this map), slower between")
-    assert edge_words(edges(8, 2, 4, 206)) == "never slower"
     assert edges_of(sizes["Mixtral 8x7B"], 2, h200, "bfloat16") == edges(8, 2, 2, h200.ridge)
     assert edges_of(sizes["DeepSeek-V3"], 4, h200, "bfloat16") == edges(256, 8, 4, h200.ridge, 2, 1.0)
     with pytest.raises(ValueError, match="^width must be .* at least 1, got 0.5$"):
         edges(8, 2, 0.5, 206)
+
+
+@pytest.mark.parametrize("width, said, changes", [
+    (2, "faster below batch size 2.4 and above 412, slower between", {}),
+    (1, "slower below batch size 824, about as fast above", {}),
+    (2, "faster below batch size 2.4, slower up to 412, about as fast above", {"context_length": 65536}),
+    (3.95, "faster below batch size 15 and above 209, about as fast between", {}),
+    (2, "faster below batch size 2.0 and above 6,596 (beyond this map), slower between", {"num_experts": 128}),
+    (4, "never slower", {}),
+    (1, "about as fast at every batch size", {"top_k": 8}),
+])  # fmt: skip
+def test_about_as_fast_is_within_3_percent(width, said, changes):
+    view = SpeedupMap("Mixtral 8x7B", machine="NVIDIA H200 SXM", width=width, **changes)
+    assert view.edge_words(width) == said and said in view.sentence()
 
 
 def config(**changes):

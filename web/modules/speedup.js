@@ -2,11 +2,13 @@
 // web/speedup.py says of which models and machines, and the panel.
 
 import canvas from "./canvas/index.js";
+import { EVEN } from "./canvas/labels.js";
 import { clamp, range, short } from "./canvas/numbers.js";
 import { Control, bar, json, make, pack } from "./parts.js";
 
 const ROWS = 49; // batch sizes that are drawn, and widths
 const FEWEST = 14; // places that can be pointed at, in a row
+const FAR = 1e9; // a batch size above both edges
 const PLACE = { width: 1e4, batch_size: 4096 }; // that is selected: the most of each
 
 const rounded = (count) => (count < 100 ? short(count) : Math.round(count).toLocaleString("en"));
@@ -90,16 +92,29 @@ export function edgesOf(model, { E, K, weight }, [bandwidth, peak], width) {
   return lower < computeBound ? [lower, (computeBound * (E + shared)) / asWide] : undefined;
 }
 
-// Between which batch sizes the mixture is slower: `edge_words` of moe_lessons/widgets/speedup_map.py.
-export function edgeWords(pair, last) {
-  if (!pair) return "never slower";
+// Where the mixture is faster, slower, or about as fast: `edge_words` of moe_lessons/widgets/speedup_map.py.
+export function edgeWords(pair, last, at) {
+  const pace = (batches) => {
+    const away = Math.min(...batches.map(at)) - 1;
+    return Math.abs(away) <= EVEN ? "about as fast" : away > 0 ? "faster" : "slower";
+  };
+  if (!pair) {
+    const isEven = range(last + 1).every((i) => Math.abs(at(2 ** i) - 1) <= EVEN);
+    return isEven ? "about as fast at every batch size" : "never slower";
+  }
   const [lower, edge] = pair.map((value) =>
     value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en"),
   );
   const upper = pair[1] > 2 ** last ? `${edge} (beyond this map)` : edge;
-  return lower === "1.0"
-    ? `slower below batch size ${upper}, faster above`
-    : `faster below batch size ${lower} and above ${upper}, slower between`;
+  const inside = range(9).map((i) => pair[0] * (pair[1] / pair[0]) ** (i / 8));
+  const paces = [[1], inside, [FAR]].map(pace);
+  const ends = [lower, upper, ""];
+  const kept = range(3).filter((i) => paces[i] !== paces[i + 1] && ends[i] !== "1.0");
+  const [below, between, above] = kept.map((i) => paces[i]);
+  if (!between) return `${below} at every batch size`;
+  if (!above) return `${below} below batch size ${ends[kept[0]]}, ${between} above`;
+  if (below === above) return `${below} below batch size ${lower} and above ${upper}, ${between} between`;
+  return `${below} below batch size ${lower}, ${between} up to ${upper}, ${above} above`;
 }
 
 // What memory has room for: how many sequences, or a sentence where none fits; of weights alone, any.
@@ -143,6 +158,7 @@ export function panelsOf(manifest, values) {
   const [weight, cached] = manifest.bytes[kind];
   const setting = { E, K, weight, cached, context };
   const step = (batch, width) => stepOf(costsOf(model, setting, batch, width), roof);
+  const speedup = (batch, width) => step(batch, width).seconds / step(batch).seconds;
   const active = model.shared + K * model.expert;
   const top = Math.max(2, (model.shared + E * model.expert) / active);
   const rows = range(ROWS).map((row) => (manifest.last * row) / (ROWS - 1));
@@ -159,7 +175,6 @@ export function panelsOf(manifest, values) {
   const apart = 2 ** Math.round(Math.log2((top - 1) / FEWEST));
   const across = [...new Set(range(Math.floor(top / apart + 0.25) + 1).map((i) => Math.max(i * apart, 1)))];
   const places = range(manifest.last + 1).flatMap((i) => across.map((width) => [width, manifest.last - i]));
-  const speedup = (batch, width) => step(batch, width).seconds / step(batch).seconds;
   const titles = places.map(([width, row]) => titleOf(2 ** row, width, speedup(2 ** row, width)));
   const panel = structuredClone(manifest.panel);
   const [heat] = panel.marks;
@@ -181,10 +196,11 @@ export function panelsOf(manifest, values) {
     panel.marks.push({ mark: "Rule", x: null, y: Math.log2(sequences), kind: "end", name: text });
   }
   const edges = (over) => edgesOf(model, setting, roof, over);
+  const words = (over) => edgeWords(edges(over), manifest.last, (size) => speedup(size, over));
   const drawn = edgeLines(manifest, edges, top, panel.marks.length);
   panel.marks.push(...drawn.marks);
-  const mixture = isPublished ? values.model : `${values.model} with ${E} experts, top-${K},`;
-  const finding = `Over dense, ${width}× (of the active FFN width), ${mixture} on one ${values.machine} is ${edgeWords(edges(width), manifest.last)}.`;
+  const mixture = isPublished ? values.model : `${values.model} with ${E} experts, top-${K}`;
+  const finding = `${mixture} over dense, ${width}×, on one ${values.machine}: ${words(width)}.`;
   const arrays = {
     ...drawn.arrays,
     [heat.z.slot]: ["f4", [ROWS, ROWS], z],
@@ -192,9 +208,10 @@ export function panelsOf(manifest, values) {
     [heat.places.slot]: ["f4", [places.length, 2], places.flat()],
     [heat.selected.slot]: ["f4", [2], [width, Math.log2(batch)]],
   };
-  const over = (each) => `${short(each)}×: ${edgeWords(edges(each), manifest.last)}`;
+  const over = (each) => `${short(each)}×: ${words(each)}`;
   const widest = [1, 2, 4].filter((each) => each < top);
-  const caption = ["The MoE over dense models:", ...[...widest, top].map(over)];
+  const same = K === E ? ["With top-k = E both baselines are one: dense, 1×."] : [];
+  const caption = ["The MoE over dense models:", ...[...widest, top].map(over), ...same];
   const steps = [step(batch), step(batch, width)];
   const table = tableOf(manifest, steps, batch, width, caption.join("\n"));
   return { panels: { 0: panel, 1: table }, arrays, trouble, finding, places };
@@ -237,7 +254,8 @@ export default async function show(place) {
     (name) => new Control(`${place.id}-${name}`, manifest.controls[name], change(name)),
   );
   const elements = controls.map(({ element }) => element);
-  place.home.replaceChildren(bar(...elements), finding, bar(...place.shares()), place.said, view);
+  const verdict = make("div", { class: "moe-verdict" }, finding, place.said);
+  place.home.replaceChildren(bar(...elements), verdict, bar(...place.shares()), view);
   const send = ({ pick, index }) => {
     if (pick !== "place" || !places[index]) return;
     const [width, row] = places[index];

@@ -52,10 +52,9 @@ VIEWS = {  # pages of the site, each with the view of the page of this name
     },
     "speedup": {
         "title": "When is an MoE faster?",
-        "text": "Mixtral is faster than a dense model with twice its active FFN width only at small and at large batch "
-        "sizes (texts decoded at once). Speedup: the dense model's time for a decoding step over the MoE's, by the "
-        "roofline; click a place for its parts. A dense model as good as the MoE is mostly 1× to E/K× as wide: "
-        "<a href='notebooks/05_quality_at_equal_compute.html'>lesson 05</a> measures it.",
+        "text": "Speedup: a dense model's time for a decoding step, over the MoE's, by the roofline. Select a place "
+        "for its parts. Dense models as good as the MoE: mostly 1× to E/K× as wide "
+        "(<a href='notebooks/05_quality_at_equal_compute.html'>lesson 05</a>).",
         "picture": "_static/speedup.png",
         "alt": "A map: the width of the dense model from left to right, the batch size upwards, the speedup as colour",
     },

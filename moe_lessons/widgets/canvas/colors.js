@@ -144,8 +144,9 @@ export function swatch({ color, width, dash }) {
  * @param {number} value of a cell
  * @returns {Color} purple below the even value, brown above
  */
-export function twoWays({ paper, isDark }, { even, most }, value) {
+export function twoWays({ paper, ink, isDark }, { even, most }, value) {
   const [below, above] = DIRECTIONS[isDark ? "dark" : "light"];
-  if (value < even) return mix(paper, hex(below), clamp((even - value) / even, 0, 1) || 0);
-  return mix(paper, hex(above), clamp((value - even) / (most - even), 0, 1) || 0);
+  const middle = isDark ? mix(paper, ink, 0.16) : paper; // or it would be black
+  if (value < even) return mix(middle, hex(below), clamp((even - value) / even, 0, 1) || 0);
+  return mix(middle, hex(above), clamp((value - even) / (most - even), 0, 1) || 0);
 }
