@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.dates import date2num
+from matplotlib.dates import YearLocator, date2num
 
 from moe_lessons.analysis.counting import ParameterCount, TransformerShape
 from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, ModelSizes, on_machine
@@ -32,12 +32,13 @@ MODEL_PART_COLORS = dict(zip(MODEL_PARTS, PALETTE)) | {"FFN": PALETTE[0], "atten
 def edges_over_time(costs: pd.DataFrame, named: Collection[str] = ()) -> Axes:
     """Draw the upper edge of each of `release_costs()` over the day of its release, those in 4 bits in a colour, and
     some with their names."""
-    ax = axes_for(9.2, 4.4, "Upper edge over dense, 4×, on an H200", ylabel="sequences decoded together")
+    ax = axes_for(7.2, 4.4, "Upper edge over dense, 4×, on an H200", ylabel="sequences decoded together")
     is_small = costs.weights == "4-bit"
     for kind, color, own in (("8 or 16 bits", LIGHT.muted, ~is_small), ("experts in 4 bits", LIGHT.lines[4], is_small)):
         ax.scatter(costs.day[own], costs.upper[own], s=44, color=color, label=kind, zorder=3)
     ax.set(ylim=(60, 9000), xlim=(pd.Timestamp("2023-12-01"), pd.Timestamp("2027-01-15")))
     log_axis(ax, "y", (100, 200, 500, 1000, 2000, 5000), say="{:,.0f}".format, grid="y")
+    ax.xaxis.set_major_locator(YearLocator())
     shown = costs.dropna(subset="upper")
     style.label_points(ax, date2num(shown.day), shown.upper, [name if name in named else "" for name in shown.index])
     return name_over(ax)
@@ -94,7 +95,7 @@ def share_bars(rows: Mapping[str, Mapping[str, int]]) -> Axes:
     bars = Parts(tuple(rows), names, values, [MODEL_PART_COLORS[name] for name in names])
     shares = Axis(0, 1, ticks=[(part / 5, percent(part / 5)) for part in range(6)])
     made = Panel("Parts of a model, as shares of its parameters", [bars], shares)
-    return plot(made, width=9, height=1.1 + 0.45 * len(rows))
+    return plot(made, width=7.2, height=1.5 + 0.5 * len(rows))
 
 
 def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machine: pd.Series, batch: int = 1) -> Table:
@@ -134,7 +135,7 @@ def _three_digits(value: float) -> str:
 
 def speed_bars(speeds: pd.DataFrame) -> Axes:
     """Draw how fast each model decodes one sequence: a bar for each row of `decode_speed` at one batch size."""
-    ax = axes_for(9, 2.6, "Decoding at batch size 1: tokens per second", "tokens per second on this machine")
+    ax = axes_for(7.2, 2.6, "Decoding at batch size 1: tokens per second", "tokens per second on this machine")
     colors = [LIGHT.lines[i] for i in model_inks(speeds["model"])]
     bars = ax.barh(speeds["model"], speeds["tokens_per_second"], 0.6, color=colors)
     ax.bar_label(bars, fmt="%.0f", padding=4, color=LIGHT.foreground, fontsize=TEXT_SIZE)

@@ -23,7 +23,7 @@ INKS = [LIGHT.lines[i] for i in (0, 5, 4, 3, 1)]  # in the order of `analysis.tr
 def told_bars(tables: Mapping[str, pd.DataFrame]) -> Axes:
     """Draw in bits what an expert tells about its tokens, tables: model -> `analysis.told_bits`, a row a layer."""
     starts = np.cumsum([0, *(len(table) + 0.6 for table in tables.values())])
-    ax = axes_for(7.6, 2.9, "What an expert tells about its tokens", ylabel="bits")
+    ax = axes_for(6.4, 2.9, "What an expert tells about its tokens", ylabel="bits")
     places = np.concatenate([start + np.arange(len(table)) for start, table in zip(starts, tables.values())])
     rows = pd.concat(tables.values())
     width = 0.8 / len(rows.columns)
@@ -38,15 +38,15 @@ def told_bars(tables: Mapping[str, pd.DataFrame]) -> Axes:
 
 
 def muting_maps(shares: pd.DataFrame, rises: pd.DataFrame) -> Figure:
-    """Draw where the tokens of each group go, shares (groups, E), beside what a group loses without each expert, rises
+    """Draw where the tokens of each group go, shares (groups, E), above what a group loses without each expert, rises
     (groups, E) in nats. In a frame: the largest of each row."""
-    figure = LessonFigure(11, 0.8 + 0.3 * len(shares))
+    figure = LessonFigure(6.4, 1.6 + 0.66 * len(shares))
     shades = LinearSegmentedColormap.from_list("more", [LIGHT.background, LIGHT.directions[1]])
     maps = (
         (100 * shares, "Where tokens go: % of each row (frame: most)", ".0f"),
-        (rises, "Rise of the loss without the expert, nats (frame: most)", ".2f"),
+        (rises, "Rise of the loss without it, nats (frame: most)", ".2f"),
     )
-    for ax, (table, title, form) in zip(figure.subplots(1, 2), maps):
+    for ax, (table, title, form) in zip(figure.subplots(2, 1), maps):
         dress(ax, title)
         image = ax.imshow(table, cmap=shades, vmin=0, aspect="auto")
         for (row, column), value in np.ndenumerate(table.to_numpy()):
@@ -78,7 +78,7 @@ def share_scatter(x, y, labels: tuple[str, str], title: str) -> Axes:
 def fates(load, raised, is_dead) -> Axes:
     """Draw each expert of several runs before the first step, by its load and by minus the gradient on its logit, which
     raises it above 0: load, raised (S, E). is_dead (S, E): whether it dies later."""
-    ax = axes_for(7.6, 3.6, "Each expert before the first step", "load", "−∂L/∂z, sum over all tokens")
+    ax = axes_for(6.4, 3.6, "Each expert before the first step", "load", "−∂L/∂z, sum over all tokens")
     load, raised, is_dead = (np.asarray(values) for values in (load, raised, is_dead))
     for kind, name, ink, marker in ((False, "lives on", style.ALIVE, "o"), (True, "dies", style.DEAD, "X")):
         ax.scatter(
@@ -139,13 +139,13 @@ def plot_exchange(traffic: Mapping[str, Tensor], even: float | None = None) -> A
     rows = {name: np.asarray(matrix, dtype=float) for name, matrix in traffic.items()}
     mean = {name: even or matrix.sum(axis=0).mean() for name, matrix in rows.items()}  # that a rank receives
     most = max(2, *(matrix.max() * len(matrix) / mean[name] for name, matrix in rows.items()))
-    drawn = LessonFigure(4.8, 3.9) if len(rows) == 1 else LessonFigure(0.8 + 3.1 * len(rows), 3.75)
+    drawn = LessonFigure(5.2, 4.4) if len(rows) == 1 else LessonFigure(0.8 + 3.2 * len(rows), 4.4)
     places = drawn.subplots(1, len(rows), squeeze=False)[0]
     for ax, (name, matrix) in zip(places, rows.items()):
         ranks = np.arange(len(matrix))
         received, share = matrix.sum(axis=0), matrix * len(matrix) / mean[name]
         busiest = f"busiest rank {received.max() / mean[name]:.2g} × {'uniform' if even else 'the mean'}"
-        dress(ax, f"{name}: {busiest}", "to rank", "from rank")
+        dress(ax, f"{name}:\n{busiest}", "to rank", "from rank")
         mesh = two_ways(ax, [np.arange(len(matrix) + 1)] * 2, share, 1, most)
         for sender, receiver in np.ndindex(matrix.shape):
             color, text = to_hex(mesh.to_rgba(share[sender, receiver])), style.short_number(matrix[sender, receiver])
@@ -163,7 +163,7 @@ def plot_exchange(traffic: Mapping[str, Tensor], even: float | None = None) -> A
 def plot_parallel() -> Figure:
     """Draw the tokens of two ranks on their way to their experts and back, each in the colour of its expert (K = 1).
     The experts stand in blocks, two on each rank."""
-    figure = LessonFigure(7.6, 3.6)
+    figure = LessonFigure(6.4, 3.6)
     ax = dress(figure.subplots(), "Expert parallelism: dispatch and combine")
     ax.axis("off")
     for rank in range(2):
@@ -196,7 +196,7 @@ def plot_links(models: Mapping[str, tuple[float, Mapping[str, float]]], link: fl
     """Draw for each model the time of a token's exchange over the speed of the link, and of its arithmetic; a dot is
     where they cross. models: name -> (seconds of the arithmetic, {way: bytes of a token's exchange}). link: of which
     the text speaks, in bytes per second."""
-    figure, speeds = LessonFigure(9, 3.6), np.geomspace(10e9, 400e9, 50)
+    figure, speeds = LessonFigure(7.2, 3.8), np.geomspace(10e9, 400e9, 50)
     for ax, (name, (arithmetic, ways)) in zip(figure.subplots(1, len(models), sharey=True), models.items()):
         dress(ax, name, "link, GB/s", "µs per token")
         ax.axhline(1e6 * arithmetic, color=LIGHT.lines[0], lw=2, ls="--", label="arithmetic")

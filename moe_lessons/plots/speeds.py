@@ -31,7 +31,7 @@ def say_work(work: str) -> str:
 def plot_published_speeds(frame: pd.DataFrame) -> Axes:
     """Draw the speedups of `published_speeds()` over a dense model: predicted and measured."""
     promise, had, y = frame.dense_b / frame.mixture_active_b, frame.mixture_figure / frame.dense_figure, frame.index
-    ax = axes_for(9, 1.3 + 0.32 * len(frame), "Predicted and measured speedups", "speedup over the dense model")
+    ax = axes_for(7.2, 1.6 + 0.55 * len(frame), "Predicted and measured speedups", "speedup over the dense model")
     ax.hlines(y, had, promise, color=LIGHT.muted, lw=1.2)
     ax.plot(promise, y, "|", ms=15, mew=2.4, color=LIGHT.foreground, label="predicted")
     for kind, (marker, ink) in KINDS.items():
@@ -41,7 +41,7 @@ def plot_published_speeds(frame: pd.DataFrame) -> Axes:
     for row, value in zip(y, had):
         annotate(ax, f"{value:.2g}", (value, row), (0, 11), ha="center", halo=LIGHT.background)
     ax.axvline(1, ls="--", lw=1.2, color=LIGHT.foreground)
-    ax.set_yticks(y, frame.mixture + " : " + frame.dense + ", " + frame.work.map(say_work))
+    ax.set_yticks(y, frame.mixture + " : " + frame.dense + ",\n" + frame.work.map(say_work))
     ax.set(xlim=(0.05, 14), ylim=(len(frame) - 0.5, -0.8))
     return name_over(log_axis(ax, "x", (0.1, 0.2, 0.5, 1, 2, 5, 10)))
 

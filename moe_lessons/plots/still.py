@@ -30,7 +30,7 @@ DRAWABLE = frozenset(get_font(findfont(FONT)).get_charmap())
 
 
 def plot(panel: Panel, ax: Axes | None = None, width: float = 6.4, height: float = 2.8) -> Axes:
-    """Draw one panel in given axes, or in those of a new figure of this size in inches."""
+    """Draw one panel in given axes, or in those of a new figure of this size."""
     ax = LessonFigure(width, height).add_subplot() if ax is None else ax
     x, y = panel.x, panel.y
     first = panel.marks[0]
@@ -41,7 +41,8 @@ def plot(panel: Panel, ax: Axes | None = None, width: float = 6.4, height: float
     ax.set(xlim=(x.low, x.high), ylim=(y.low, y.high), autoscale_on=False, axisbelow=True)
     for axis, said in ((ax.xaxis, x), (ax.yaxis, y)):
         if said.ticks is not None:
-            ticks, longest = said.ticks, style.LETTER * max((len(text) for _, text in said.ticks), default=0)
+            ticks, longest = said.ticks, max((len(text) for _, text in said.ticks), default=0)
+            longest *= style.LETTER * ax.figure.dpi / 100
             while said is x and longest * (len(ticks) - 1) >= ax.bbox.width:  # as many as do not touch
                 ticks = ticks[::2]
             axis.set_ticks([value for value, _ in ticks], [text for _, text in ticks], parse_math=False)
@@ -73,7 +74,7 @@ def figure(panels: Sequence[Panel], width: int = 980, caption: str = "") -> Less
         rows[-1].append(panel)
     heights = [max(_height(panel, panel.width * width / 12) for panel in row) for row in rows]
     lines = textwrap.wrap(caption, int(width / style.LETTER))
-    made = LessonFigure(width / 100, (sum(heights) + LINE * len(lines)) / 100)
+    made = LessonFigure(width / 100, (sum(heights) + LINE * len(lines)) / 100, letters=1)
     grid = made.add_gridspec(len(rows) or 1, 12, height_ratios=heights or None)
     for place, row in enumerate(rows):
         for panel, end in zip(row, np.cumsum([panel.width for panel in row])):

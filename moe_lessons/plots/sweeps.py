@@ -1,9 +1,11 @@
 """Figures of many runs: which dense model is as good, what is gained, where experts die, what it costs."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -20,9 +22,9 @@ WIDEST = 8  # dense model beside the mixtures of `width_over_size`
 def width_rows(ours: pd.DataFrame, published: pd.DataFrame) -> Axes:
     """Draw quality-matched widths, a row each: those of `width_over_size`, in their intervals, an arrow where one ends
     beyond the dense models that were trained (dotted: from where to where); and those of `published_pairs`."""
-    height = 1.4 + 0.4 * (len(ours) + len(published))
-    ax = axes_for(7.6, height, "Quality-matched width", "× the active width (published: × active parameters)")
-    names = [*(f"D = {d_model}" for d_model in ours.index), *(f"{name}, published" for name in published.index)]
+    height = 1.5 + 0.5 * (len(ours) + len(published))
+    ax = axes_for(6.4, height, "Quality-matched width", "× the active width, or parameters")
+    names = [*(f"D = {d_model}" for d_model in ours.index), *(f"{name},\npublished" for name in published.index)]
     for y, own in enumerate(ours.itertuples()):
         low, width, high = np.clip([own.low, own.width, own.high], own.narrowest, own.widest)
         ax.plot([low, high], [y, y], color=LIGHT.lines[0], lw=2)
@@ -30,11 +32,11 @@ def width_rows(ours: pd.DataFrame, published: pd.DataFrame) -> Axes:
         shown = (low, "<", own.low == 0), (width, "o", 0 < own.width < np.inf), (high, ">", own.high == np.inf)
         for x, marker, is_shown in shown:
             ax.plot([x] * is_shown, [y] * is_shown, marker, color=LIGHT.lines[0], ms=8)
-        annotate(ax, f"{own.said} ×", (WIDEST, y), (14, 0))
+        annotate(ax, own.said.replace(" (", " ×\n("), (WIDEST, y), (14, 0))
     for y, width in enumerate(published.width, len(ours)):
         ax.plot(width, y, "D", color=LIGHT.lines[0], mfc=LIGHT.background, ms=8)
         annotate(ax, f"{width:.2g} ×", (WIDEST, y), (14, 0))
-    annotate(ax, "dotted: the narrowest and the widest dense model trained", (1, -0.6), (-4, 0))
+    annotate(ax, "dotted: narrowest and widest trained", (1, -0.6), (-4, 0))
     ax.set_yticks(range(len(names)), names)
     ax.set(xlim=(0.9, 1.1 * WIDEST), ylim=(len(names) - 0.5, -0.9))
     return log_axis(ax, "x", [1, 2, 3, 4, 6, 8], say="{:g}×".format)
@@ -42,7 +44,7 @@ def width_rows(ours: pd.DataFrame, published: pd.DataFrame) -> Axes:
 
 def race_lines(race: pd.DataFrame) -> Axes:
     """Draw the held-out losses of `race_by_clock`: for each model the mean and the range of the seeds."""
-    ax = axes_for(7.6, 3.4, "Held-out loss of six seeds, nats per byte", "seconds of training")
+    ax = axes_for(6.4, 3.4, "Held-out loss of six seeds, nats per byte", "seconds of training")
     models = race.model.unique()
     for model, ink in zip(models, model_inks(models)):
         rows = race[race.model == model].pivot(index="seconds", columns="seed", values="loss")
@@ -65,32 +67,31 @@ def _seed_band(ax: Axes, x, seeds, line: str, label: str, ink: int = 0) -> None:
     ax.plot(x, seeds.mean(axis=1), line, color=color, lw=1.8, ms=5, label=label)
 
 
-MEASURES = {"dead": ("Dead experts of 8", 1), "max_over_mean": ("Busiest / mean", 1), "accuracy": ("Accuracy, %", 100)}
-
-
 def strength_multiples(found: Mapping[str, pd.DataFrame], used: Mapping[tuple, str]) -> style.LessonFigure:
-    """Draw a row for each method that has strengths, a column for each measure: over the strengths, the mean and the
-    range of the seeds at the last step, a line for each of `found` by its name. Dashed: the first of them with nothing.
+    """Draw a picture for each method that has strengths: over these, how many of 8 experts are dead at the last step,
+    the mean and the range of the seeds, a line for each of `found` by its name. Dashed: the first of them with nothing.
 
     found: name -> `load_plane_sweep`; used: (method, strength) -> who has published that they use it."""
     ends = {name: frame[frame.step == frame.step.max()] for name, frame in found.items()}
     first = next(iter(ends.values()))
     methods = first[first.strength.notna()].method.unique()
-    figure = style.LessonFigure(11, 1.3 * len(methods))
-    for row, method in zip(figure.subplots(len(methods), len(MEASURES), sharey="col"), methods):
+    rows = -(-len(methods) // 2)
+    figure = style.LessonFigure(7.2, 0.6 + 1.6 * rows)
+    axes = figure.subplots(rows, 2, sharey=True)
+    for ax, method in zip(axes.flat, methods):
         strengths = sorted(first[first.method == method].strength)[:: len(first.seed.unique())]
         ticks = [f"{one:g}\n{used.get((method, one), '')}".strip() for one in strengths]
-        for ax, (measure, (title, times)) in zip(row, MEASURES.items()):
-            lines = {name: times * frame.pivot_table(index=["method", "strength"], columns="seed", values=measure)
-                     for name, frame in ends.items()}  # fmt: skip
-            draw_strengths(ax, {name: line.loc[method] for name, line in lines.items()})
-            nothing = times * first[first.method == "nothing"][measure].mean()
-            ax.axhline(nothing, ls="--", lw=1, color=LIGHT.muted, label="nothing")
-            dress(ax, title if method == methods[0] else "", ylabel=method if ax is row[0] else "")
-            ax.set_xticks(range(len(ticks)), ticks)
-            if method == methods[-1]:
-                ax.set_xlabel("strength")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        lines = {name: frame.pivot_table(index=["method", "strength"], columns="seed", values="dead")
+                 for name, frame in ends.items()}  # fmt: skip
+        draw_strengths(ax, {name: line.loc[method] for name, line in lines.items()})
+        nothing = first[first.method == "nothing"].dead.mean()
+        ax.axhline(nothing, ls="--", lw=1, color=LIGHT.muted, label="nothing")
+        dress(ax, f"{method}: dead of 8")
+        ax.set_xticks(range(len(ticks)), ticks)
+    for ax in axes.flat[len(methods) :]:
+        ax.set_axis_off()
+    with rc_context(style.STYLE):
+        figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
     return figure
 
 
@@ -106,11 +107,11 @@ def draw_strengths(ax: Axes, lines: Mapping[str, pd.DataFrame]) -> None:
 def method_costs(table: pd.DataFrame) -> style.LessonFigure:
     """Draw each column in bars, with its numbers, all to a hundredth."""
     table = table.round(2) + 0.0  # no -0
-    figure = style.LessonFigure(11, 0.9 + 0.32 * len(table))
+    figure = style.LessonFigure(9, 1.2 + 0.4 * len(table))
     for ax, (name, values) in zip(figure.subplots(1, len(table.columns), sharey=True), table.items()):
         bars = ax.barh(table.index, values, 0.6, color=LIGHT.lines[5])
         ax.bar_label(bars, [f" {value:.3g}" for value in values], fontsize=style.TEXT_SIZE)
-        style.dress(ax, name)
+        style.dress(ax, fill(name, 10))
         ax.set(xticks=[], xlim=(min(0, 1.5 * values.min()), 1.5 * max(values.max(), 1e-9)))
         ax.spines[:].set_visible(False)
     ax.invert_yaxis()
@@ -128,7 +129,7 @@ def dead_curves(
     for (name, values), ink in zip(dead.items(), model_inks(dead)):
         marks.append(Line(steps, np.mean(values, 0), name, ink, low=np.min(values, 0), high=np.max(values, 0)))
     axes = Axis(0, float(steps[-1]), "step"), Axis(-0.012 * num_experts, num_experts, f"dead experts of {num_experts}")
-    return plot(Panel(title, marks, *axes), ax, width=7.6, height=3.4)
+    return plot(Panel(title, marks, *axes), ax, width=6.4, height=3.4)
 
 
 def collapse_map(cells: pd.DataFrame, ours: tuple[str, str, float]) -> Figure:
@@ -139,8 +140,8 @@ def collapse_map(cells: pd.DataFrame, ours: tuple[str, str, float]) -> Figure:
     rows = cells[(cells.step == 600) & (cells.lr == lr)]
     values = rows.pivot(index="start", columns="weights", values="dead").loc[starts, weights].to_numpy(float)
     shades = LinearSegmentedColormap.from_list("dead", [LIGHT.background, style.RED])
-    figure = style.LessonFigure(7.6, 3.4)
-    words = "Dead experts of 8 at step 600, mean of ten seeds (frame: section 1)"
+    figure = style.LessonFigure(6.4, 3.4)
+    words = "Dead experts of 8 at step 600, mean of ten seeds\n(frame: section 1)"
     ax = dress(figure.subplots(), words, "K and routing weight", "router initialisation")
     ax.imshow(values, cmap=shades, vmin=0, vmax=5, aspect="auto")
     for (row, column), value in np.ndenumerate(values):

@@ -29,7 +29,8 @@ from moe_lessons.support.static import static_mode
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8C8C8C")
 RED = "#ff4d4d"  # what is selected, a limit, a dead expert
 HATCHES = ("", "////", "....", "xxxx")  # experts 0 to 7, 8 to 15, 16 to 23, 24 to 31, then again
-LETTER = 6.6  # the pixels that a letter takes, at most
+LETTER = 6.6  # the pixels that a letter takes, at most, in a picture of panels
+LARGE = 1.35  # times as large letters has a figure that a page shows smaller than it is
 # by `ink`, as `Theme.lines`: dashes in widths of the line, as in the page, and markers
 DASHES = ("-", (0, (4, 2.4)), (0, (1, 2)), (0, (5.3, 1.8, 1.2, 1.8)), (0, (2.4, 1.2)), (0, (8, 2.4)), "-", "-")
 ALIVE, DEAD = 6, 7  # inks: no expert is dead, or some are
@@ -103,11 +104,14 @@ def percent(part: float) -> str:
 
 
 class LessonFigure(Figure):
-    """A matplotlib figure in the style of the course, without pyplot and its global state; a notebook shows it."""
+    """A matplotlib figure in the style of the course, without pyplot and its global state; a notebook shows it.
 
-    def __init__(self, width: float = 6.4, height: float = 3.6):
+    width, height: in hundreds of pixels. letters: how large they are, beside `STYLE` at 100 dots per inch."""
+
+    def __init__(self, width: float = 6.4, height: float = 3.6, letters: float = LARGE):
         width, height = check_number("width", width, above=True), check_number("height", height, above=True)
-        super().__init__(figsize=(width, height), dpi=100, facecolor=LIGHT.background, layout="constrained")
+        size = width / letters, height / letters
+        super().__init__(figsize=size, dpi=100 * letters, facecolor=LIGHT.background, layout="constrained")
         FigureCanvasAgg(self)
 
     def add_subplot(self, *args, **kwargs) -> Axes:
@@ -138,7 +142,7 @@ def styled(add_axes: Callable[..., Any], *args, **kwargs) -> Any:
 
 
 def axes_for(width: float, height: float, title: str, xlabel: str = "", ylabel: str = "") -> Axes:
-    """Make the axes of a new figure of this size in inches."""
+    """Make the axes of a new figure of this size."""
     return dress(LessonFigure(width, height).add_subplot(), title, xlabel, ylabel)
 
 
@@ -179,13 +183,14 @@ def name_over(ax: Axes) -> Axes:
     """Put a legend of what has a label between the title and the picture: there it covers nothing."""
     handles, texts = ax.get_legend_handles_labels()
     if texts:
-        room = int((ax.bbox.width - 46) / LETTER)  # letters
+        points = 72 / ax.figure.dpi  # in a pixel
+        room = int((points * ax.bbox.width - 33) / (0.72 * LETTER))  # letters
         texts = [textwrap.fill(text, max(room, 12)) for text in texts]
         longest = max(len(line) for text in texts for line in text.splitlines())
         columns = max(1, min((room + 7) // (longest + 7), len(texts)))
         with rc_context(STYLE):
             legend = ax.legend(handles, texts, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
-            ax.set_title(ax.get_title(loc="left"), pad=8 + 0.72 * legend.get_window_extent().height)
+            ax.set_title(ax.get_title(loc="left"), pad=8 + points * legend.get_window_extent().height)
     return ax
 
 
