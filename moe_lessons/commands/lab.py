@@ -9,7 +9,7 @@ from pathlib import Path
 from moe_lessons.support.data import NOTEBOOKS, PACKAGE
 from moe_lessons.support.files import write_whole
 
-JUPYTER = PACKAGE / "commands" / "jupyter"  # settings of JupyterLab, and its style
+JUPYTER = PACKAGE / "commands" / "jupyter"  # settings of JupyterLab, its style, an extension
 CHECKOUT = PACKAGE.parent
 FIRST, COPY = "00_welcome.ipynb", "moe_lessons_course"
 ANOTHER = "Another place: python -m moe_lessons lab FOLDER"
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] = ()) -> int:
         f"--LabApp.default_url=/doc/tree/{lesson}",
         "--LabApp.extension_manager=readonly",  # the other kind asks a package index
         "--LabApp.custom_css=True",
+        f"--LabApp.extra_labextensions_path={JUPYTER / 'labextensions'}",
         f"--ServerApp.tornado_settings={ {'static_custom_path': [str(JUPYTER / 'custom')]}!r}",
         "--Application.log_level=ERROR",
     ]

@@ -3,13 +3,13 @@
 import pytest
 from playwright.sync_api import expect
 
-# What is seen of the first view, each step, from when it is there: whether it is in sight, and its step.
+# What is seen of the first view, or of its earlier picture until it is there: whether it is in sight, and its step.
 WATCH = """() => {
   window.seen = [];
   setInterval(() => {
-    const canvas = document.querySelector('.moe-canvas');
-    const { top = 0, bottom = 0 } = canvas?.getBoundingClientRect() ?? {};
-    if (canvas?.dataset.step) seen.push([top < innerHeight && bottom > 0, Number(canvas.dataset.step)]);
+    const shown = document.querySelector('.moe-held') ?? document.querySelector('.moe-canvas[data-step]');
+    const { top, bottom } = shown?.getBoundingClientRect() ?? {};
+    if (shown) seen.push([top < innerHeight && bottom > 0, Number(shown.dataset.step ?? -1)]);
   }, 20);
 }"""
 
@@ -22,11 +22,11 @@ def test_after_run_all_the_first_view_is_seen_training_and_nothing_answers_a_pre
     expect(note).to_be_hidden()
     lesson.set_theme("dark")
     expect(page.locator(".jp-RenderedImage img").first).not_to_have_css("filter", "none")  # and no picture is white
-    page.evaluate("jupyterapp.commands.execute('editmenu:clear-all')")
     page.evaluate(WATCH)
     lesson.run_all()
     seen = page.evaluate("seen")
-    assert all(is_in_sight for is_in_sight, _ in seen) and len({step for _, step in seen}) > 3, seen[:20]
+    assert all(is_in_sight for is_in_sight, _ in seen), seen[:20]
+    assert seen[0][1] == -1 and len({step for _, step in seen}) > 4
     assert lab.ask("00_welcome.ipynb", "collapse.step") == 200  # a cell waited for it
     views = page.locator(".moe-canvas")
     count = views.count()

@@ -1,0 +1,75 @@
+// What is seen stays where it is while cells start: JupyterLab takes the picture of an earlier run away at once, and goes to
+// the next cell, or to the last one. An extension of JupyterLab, written by hand, for `lab` in moe_lessons/commands/lab.py.
+
+const PICTURE = ".moe-canvas, .jp-OutputArea-output img";
+const LOOK = 50; // milliseconds between two looks at whether what comes is there
+const PATIENCE = 20000; // milliseconds for which a cell may load what it shows
+const held = new Map(); // the output area of a cell -> the picture in its place, and until when
+
+// Keep a picture that is taken away in its place.
+function hold({ target: area, removedNodes }) {
+  const old = [...removedNodes].find((node) => node.querySelector?.(PICTURE));
+  if (!old || !area.matches(".jp-Cell-outputArea") || held.has(area)) return;
+  const frame = Object.assign(document.createElement("div"), { className: "moe-held", inert: true });
+  frame.append(old);
+  frame.style.left = `${area.offsetLeft}px`;
+  area.after(frame);
+  area.parentElement.style.minHeight = `${frame.offsetHeight}px`;
+  held.set(area, { frame, from: performance.now() });
+  if (held.size === 1) look();
+}
+
+function look() {
+  for (const [area, { frame, from }] of held) {
+    if (area.isConnected && !isThere(area, performance.now() - from)) continue;
+    area.parentElement?.style.removeProperty("min-height");
+    frame.remove();
+    held.delete(area);
+  }
+  if (held.size) setTimeout(look, LOOK);
+}
+
+function isThere(area, since) {
+  const isRunning = area.closest(".jp-Cell").querySelector(".jp-InputPrompt").textContent.includes("*");
+  if (area.querySelector(".moe-view, .moe-canvas"))
+    return !area.querySelector(".moe-canvas:not([data-frames])");
+  const isComing = isRunning || (area.querySelector(".jupyter-widgets") && since < PATIENCE);
+  return area.querySelector("img") || !isComing;
+}
+
+// Bring what a cell shows into sight, in the place of the cell to which JupyterLab has gone.
+async function show(book, cell) {
+  const picture = cell.node.querySelector(PICTURE);
+  const found = picture.closest(".moe-held, .jp-Cell-outputArea");
+  await book.scrollToItem(book.widgets.indexOf(cell), "smart", 0).catch(() => {}); // instead of that cell
+  const { top, bottom } = found.getBoundingClientRect();
+  const room = book.outerNode.getBoundingClientRect();
+  if (top < room.top || bottom > room.bottom) book.outerNode.scrollBy(0, top - room.top);
+}
+
+async function ran({ shell }, id) {
+  const book = shell.currentWidget?.content;
+  const cells = book?.widgets;
+  if (!cells) return;
+  await null; // what is taken away is in its place
+  const isOne = id === "notebook:run-cell-and-select-next";
+  const some = isOne ? [cells[book.activeCellIndex - 1]] : cells;
+  const cell = some.find((each) => each?.node.querySelector(PICTURE));
+  if (cell) show(book, cell);
+}
+
+const steady = {
+  id: "moe-lessons:steady",
+  autoStart: true,
+  activate(app) {
+    const commands = /^notebook:(run-all-cells|restart-run-all|run-cell-and-select-next)$/;
+    app.commands.commandExecuted.connect((_, { id }) => commands.test(id) && ran(app, id));
+    const taken = new MutationObserver((records) => records.forEach(hold));
+    taken.observe(document.body, { childList: true, subtree: true });
+  },
+};
+globalThis._JUPYTERLAB ??= {};
+globalThis._JUPYTERLAB["moe-lessons"] = {
+  init() {},
+  get: async () => () => ({ __esModule: true, default: steady }),
+};
