@@ -194,7 +194,7 @@ def test_on_a_phone_the_map_comes_first_and_a_tap_stays(browser, address):
     tops = [page.locator(name).first.bounding_box()["y"] for name in (".moe-finding", "canvas", "select")]
     assert tops == sorted(tops) and tops[-1] < 844  # its controls are in sight
     picture.tap(position={"x": 200, "y": 150})
-    expect(page.locator("figure b").last).to_have_text(re.compile("Batch size (64|128|256), dense, [\\d.]+×: speedup"))
+    expect(page.locator("figure b").last).to_have_text(re.compile("Batch size (16|32|64), dense, [\\d.]+×: speedup"))
     expect(page.locator(".moe-tip")).to_be_hidden()
     page.locator("#moe-model").select_option("DeepSeek-V3")
     expect(page.locator(".moe-said")).to_be_in_viewport()
