@@ -339,6 +339,7 @@ def draw_lamps(mark: marks.Lamps, ax, panel):
     colors = np.array([*pale, full, to_rgb(LIGHT.background)])
     edges, cells = (np.arange(mark.columns + 1), np.arange(rows + 1)), colors[states].reshape(rows, mark.columns, 3)
     ax.pcolormesh(*edges, cells, zorder=0.5, edgecolors=LIGHT.background, lw=0.6)
+    ax.set_aspect("equal", anchor="NW")
 
 
 def draw_table(mark: Table, ax, panel):

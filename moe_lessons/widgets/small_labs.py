@@ -21,6 +21,7 @@ from moe_lessons.widgets.laboratory import Lab
 from moe_lessons.widgets.spec import Spec
 
 READ_EVERY, NUM_READ = 25, 192  # steps of the largest model between two readings of a race, and sequences of one
+FEW = 0.05  # of the entries: too few to compare with
 WALLS = tuple(partial(wall, place=place) for place in range(3))
 BESIDE = "facts known", "loss", "cost"
 
@@ -120,7 +121,13 @@ class FactsLab(Lab):
             for name, count in others
         ]
         entries = f"{self.main_run.task.num_entries:,}"
-        return TIPS["facts"]["known"].format(step=step, mixture=count, entries=entries, others="; ".join(said))
+        found = TIPS["facts"]["known"].format(step=step, mixture=count, entries=entries, others="; ".join(said))
+        own, other, *_ = (int(each.sum()) for each in known.values())
+        if other < FEW * self.main_run.task.num_entries:
+            return found
+        times = f"{own / other:.2g} times as many as" if own > 1.1 * other else "about as many as"
+        times = times if own > 0.9 * other else "fewer than"
+        return f"{found} {TIPS['facts']['compared'].format(times=times, name=others[0][0])}"
 
     def sentence(self) -> str:
         return self.words()

@@ -7,6 +7,7 @@ import torch
 from live_tools import mark
 
 from moe_lessons.plots.marks import Bars, Cells, Lamps, Line
+from moe_lessons.plots.panels.compared import columns_of
 from moe_lessons.plots.theme import model_inks
 from moe_lessons.training import facts_runs, train
 from moe_lessons.widgets import CollapseLab, FactsLab, RaceLab, RoutersView, small_labs
@@ -60,6 +61,7 @@ def test_the_lamps_are_those_of_the_last_step():
     lab.set(num_entries=1000)
     assert lab.step == 0 and [step for step, _ in lab.readings] == [0]
     (lamps,), low = lab.canvas.panels[0].marks, lab.canvas.panels[0].y.low  # there is room for all, and no row too many
+    assert [columns_of(count) for count in (200, 400, 800, 8, 251)] == [20, 20, 32, 4, 16]
     assert len(lamps.right) == 1000 and lamps.columns * low >= 1000 > lamps.columns * (low - 1)
 
 

@@ -317,7 +317,9 @@ def test_the_wall_of_facts_trains_three_models_until_lamps_are_lit_and_starts_af
     tip = own.page.locator(".moe-tip").inner_text()
     assert re.match(r"[A-Z]{4}:\d{4}\n", tip) and len(re.findall(r"\d{4} (right|wrong)", tip)) == 3, tip
     own.control("num_entries").press("ArrowRight")
+    expect(own.page.locator(".moe-starting")).to_be_visible()
     own.page.get_by_text("MoE: 0/800").wait_for()  # afresh, and it trains on
+    expect(own.page.locator(".moe-starting")).to_have_count(0)
     for _ in range(8):
         own.page.wait_for_timeout(150)
         own.button("Restart").click()

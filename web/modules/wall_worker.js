@@ -4,6 +4,7 @@
 import { History, serve, toPercent } from "./loop.js";
 import { filled, json, once, unpacked } from "./parts.js";
 
+const FEW = 0.05; // of the entries: too few to compare with
 const withCommas = (count) => count.toLocaleString("en");
 const rest = () => new Promise((go) => setTimeout(go, 200)); // milliseconds: a slider may still move
 
@@ -107,7 +108,22 @@ class Wall extends History {
       filled(words.other, { name: models[i + 1].name, times: timesOf(i + 1), count });
     const entries = withCommas(this.values.num_entries);
     const others = counts.map(other).join("; ");
-    return { words: filled(words.known, { step, mixture, entries, others }), reading: "" };
+    return {
+      words: `${filled(words.known, { step, mixture, entries, others })}${this.compared(known)}`,
+      reading: "",
+    };
+  }
+  // What that says, where there is something to compare.
+  compared([{ count: own }, { count: other }]) {
+    const { words, numbers } = this.shared;
+    const { num_entries: N } = this.values;
+    const part = { 2: "twice", 0.5: "half" }[N / numbers.entries];
+    const longer =
+      this.step >= this.budget && part ? ` All trained ${part} the steps of ${numbers.entries} entries.` : "";
+    if (other < FEW * N) return longer;
+    const more = own > 1.1 * other ? `${+(own / other).toPrecision(2)} times as many as` : "about as many as";
+    const times = own > 0.9 * other ? more : "fewer than";
+    return ` ${filled(words.compared, { times, name: this.manifest.models[1].name })}${longer}`;
   }
 }
 

@@ -9,7 +9,6 @@ from moe_lessons.plots.marks import Axis, Boxes, Lamps, Line, Panel, Rule, Spots
 from moe_lessons.plots.panels._history import X_AXES, as_array, history, spent
 from moe_lessons.plots.theme import model_inks, short_number
 
-WIDE = 1.25  # a memorisation grid is so much wider than high
 ANSWER = "parameters", "FLOPs/token", "correct"  # the columns of `answer`
 LONGEST, VALUE = 0.5, 0.54  # of a column: its longest bar, and where its numbers begin
 NUM_HELD_OUT, NUM_HELD_OUT_SEQUENCES = 256, 48  # to measure loss and accuracy on: points, or sequences of text
@@ -75,6 +74,12 @@ def held_out(view, x_axis: str = "") -> Panel:
     return Panel(f"Held-out loss (nats per byte) by {by}", lines, x, y)
 
 
+def columns_of(count: int) -> int:
+    """Of a memorisation grid: with full rows if it is then at most twice as wide as high, else about a square."""
+    least, most = (math.ceil(math.sqrt(part * count)) for part in (1, 2))
+    return next((columns for columns in range(least, most + 1) if count % columns == 0), least)
+
+
 def wall(view, place: int) -> Panel:
     """Show a square for each entry: in full colour where the model of this place has memorised it, pale where some
     digits of its answer are right."""
@@ -82,7 +87,7 @@ def wall(view, place: int) -> Panel:
     entries, answers = as_array(run.task.tokens, "u1"), as_array(view.answers[name], "u1")
     right = (answers == entries[:, -answers.shape[1] :]).sum(axis=1).astype("u1")
     known, count = int((right == answers.shape[1]).sum()), len(right)
-    columns = math.ceil(math.sqrt(WIDE * count))
+    columns = columns_of(count)
     axes = Axis(0, columns, ticks=()), Axis(-(-count // columns), 0, ticks=())
     flops, parameters = flops_per_token(run.model), count_parameters(run.model).total
     caption = f"{short_number(flops)} FLOPs/token\n{short_number(parameters)} parameters"

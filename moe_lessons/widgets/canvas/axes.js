@@ -42,18 +42,19 @@ function apart(ticks, place, size) {
  * @param {number} right the margin that its marks want, in pixels
  * @returns {Partial<Chart>} what it then has
  */
-export function layOut({ pen, wide, high, xAxis, yAxis, isPlane }, right) {
+export function layOut({ pen, wide, high, xAxis, yAxis, isSquare }, right) {
   const foot = (xAxis.ticks?.length === 0 ? 4 : 21) + (xAxis.label ? 16 : 0);
-  const rows = ticksOf(yAxis, (high - foot) / 42);
-  const widest = Math.max(5, ...rows.map(([, text]) => pen.measure(text) + 8));
+  const marked = ticksOf(yAxis, (high - foot) / 42);
+  const widest = Math.max(5, ...marked.map(([, text]) => pen.measure(text) + 8));
   const left = Math.min(Math.ceil(widest) + roomOfLabel(yAxis), Math.floor(wide / 2));
   const across = Math.max(wide - left - right, 10);
   const down = Math.max(high - foot - TOP, 10);
-  const width = isPlane ? Math.min(across, down) : across;
-  const height = isPlane ? width : down;
+  const [columns, rows] = [xAxis, yAxis].map((axis) => Math.abs(axis.high - axis.low));
+  const unit = isSquare && Math.min(across / columns, down / rows); // one is as wide as high
+  const [width, height] = isSquare ? [columns * unit, rows * unit] : [across, down];
   return {
     box: { left, top: TOP, width, height },
-    ticks: [ticksOf(xAxis, width / 64), rows],
+    ticks: [ticksOf(xAxis, width / 64), marked],
     x: toPixels(xAxis, left, width),
     y: toPixels(yAxis, TOP + height, -height),
     xAt: toValues(xAxis, left, width),

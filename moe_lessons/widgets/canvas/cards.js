@@ -198,7 +198,9 @@ export class Chart extends Card {
     const named = rows && { low: rows.length - 0.5, high: -0.5, ticks: rows.map((name, i) => [i, name]) };
     this.xAxis = header.x;
     this.yAxis = { ...header.y, ...named };
-    this.isPlane = header.marks.some(({ mark }) => mark === "Field");
+    const has = (kind) => header.marks.some(({ mark }) => mark === kind);
+    this.isPlane = has("Field");
+    this.isSquare = this.isPlane || has("Lamps"); // one along x is as long as along y
     this.old = true; // the axes are
     this.draws = header.marks.find(({ mark }) => mark === "Drawn")?.pen;
     if (isNumber(this.draws)) this.canvas.dataset.pen = this.draws;
