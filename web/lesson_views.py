@@ -22,7 +22,7 @@ from urllib.parse import urlencode
 from moe_lessons import widgets
 from moe_lessons.training import PRESETS
 from web.manifest import PAGE, STOPS, USUAL, graph_name, offered
-from web.speedup import models
+from web.speedup import COURSE, SHAPE, models
 
 ROOT = Path(__file__).resolve().parents[1]
 LESSON_FILES = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -91,14 +91,21 @@ def arguments(call: str) -> dict[str, Any]:
 
 
 def map_state(call: str) -> str:
-    """Write the state of the page's speedup map for a call of SpeedupMap; empty where the page does not have it."""
-    node = ast.parse(call, mode="eval").body if call.startswith("SpeedupMap(") else None
+    """Write the state of the page's speedup map for a call of SpeedupMap, that of the course's own model without what
+    was measured on some machine; empty where the page does not have it."""
+    if not call.startswith("SpeedupMap("):
+        return ""
+    node = ast.parse(call, mode="eval").body
+    given = {word.arg: word.value for word in node.keywords}
+    is_own = ast.unparse(node.args[0]).replace("tied_embedding=True", "tied_embedding=False") == repr(SHAPE)  # as fast
+    if is_own:
+        given = {name: given[name] for name in ("num_experts", "top_k", "width", "batch_size")}
     try:
-        given = {"model": ast.literal_eval(node.args[0])} if node else {}
-        given |= {word.arg: ast.literal_eval(word.value) for word in node.keywords} if node else {}
+        model = COURSE if is_own else ast.literal_eval(node.args[0])
+        given = {"model": model} | {name: ast.literal_eval(value) for name, value in given.items()}
     except ValueError:  # a machine or a shape of one's own
         return ""
-    return urlencode(given) if given.get("model") in models() and "measured" not in given else ""
+    return urlencode(given) if model in models() else ""
 
 
 def steps_of(words: str) -> str:

@@ -25,6 +25,7 @@ from moe_lessons.widgets.speedup_map import EXPERT_STOPS, SpeedupMap
 from web.manifest import describe_control
 
 COURSE = "the course's own"  # a model of its language models
+SHAPE = TransformerShape(256, 512, 2, 8, 4, 64, 1024, num_experts=16, top_k=2)  # that of lessons 04 and 05
 NAMES = "Mixtral 8x7B", "OLMoE-1B-7B", "Qwen3-30B-A3B", "gpt-oss-20b", "DeepSeek-V3"
 TOP_K = 1, 2, 4, 8, 16
 HEIGHT = 404  # pixels: the map with both axes, and all above it, on one screen
@@ -32,8 +33,7 @@ HEIGHT = 404  # pixels: the map with both axes, and all above it, on one screen
 
 def models() -> dict[str, ModelSizes]:
     """The models that the page offers; of none the cache of a layer ends at a window."""
-    course = sizes_of(TransformerShape(256, 512, 2, 8, 4, 64, 1024, num_experts=16, top_k=2))
-    found = {name: published_sizes()[name] for name in NAMES} | {COURSE: course}
+    found = {name: published_sizes()[name] for name in NAMES} | {COURSE: sizes_of(SHAPE)}
     return {name: sizes for name, sizes in found.items() if all(layer.window is None for layer in sizes.cached)}
 
 

@@ -100,6 +100,7 @@ BADGE = re.compile(r"\[!\[([^]]*)\]\(https://[^)]*\)\]\(([^)]*)\)")  # a picture
 
 TERM = re.compile(r"\[([^][]+)\]\(GLOSSARY\.md(#[\w-]+)\)")  # its anchor is no heading, so Sphinx does not know it
 
+MEASURED = "The map of the machine that ran this lesson, with what was measured on it (a picture)"
 NOTE = """<p class="moe-note">On this page the views train or play a recording, and no cell runs.
 <a href="../README.html#Start">In the notebook</a> you run the cells, train yourself, and have each control that the
 text names.</p>"""
@@ -134,16 +135,20 @@ def enliven(app, doctree) -> None:
     for image in list(doctree.findall(nodes.image)):
         view = views.get(Path(image["uri"]).stem)
         kind, state = view.on_the_site() if view else ("picture", "")
-        tag = '<div class="moe-figure">'
-        if kind == "picture":
+        tag, end = '<div class="moe-figure">', "</div>"
+        opened = f'<div data-moe="{kind}" data-state="{escape(state)}"'
+        is_measured = kind == "speedup" and "measured=" in view.call
+        if kind == "picture" or is_measured:
             image["width"] = image.get("width", "980")  # so that it is a link to its file
-        else:
+        if is_measured:  # the page has not measured
+            tag, end = f"{opened}></div><details><summary>{MEASURED}</summary>{tag}", "</div></details>"
+        elif kind != "picture":
             steps = f' data-steps="{steps_of(view.words)}"' * (kind == "playground")
             steps += " data-more" * ("panels=" in view.call)
-            tag = f'<div data-moe="{kind}" data-state="{escape(state)}"{steps}>'
+            tag = f"{opened}{steps}>"
         at = image.parent.index(image)
         image.parent.insert(at, nodes.raw("", tag, format="html"))
-        image.parent.insert(at + 2, nodes.raw("", "</div>", format="html"))
+        image.parent.insert(at + 2, nodes.raw("", end, format="html"))
     if views:
         doctree[0].insert(2, nodes.raw("", NOTE, format="html"))
         doctree += nodes.raw("", '<script type="module" src="../page/page.js"></script>', format="html")
