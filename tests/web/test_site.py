@@ -251,6 +251,8 @@ def test_a_view_of_a_lesson_trains_to_the_step_of_its_text_and_then_on(address, 
     view = page.locator("[data-moe=playground][data-steps='200']").first
     view.scroll_into_view_if_needed()
     view.locator(".moe-canvas[data-state=paused][data-step='200']").wait_for()
+    dock, top = (view.locator(name).bounding_box() for name in (".moe-dock", ".moe-top"))
+    assert dock["y"] + dock["height"] <= top["y"]
     view.get_by_role("button", name="Play", exact=True).click()
     view.locator(".moe-canvas:not([data-step='200'])").wait_for()
     page.close()
