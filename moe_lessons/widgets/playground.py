@@ -52,7 +52,7 @@ class Playground(Lab):
     `points` of your own, which 'Draw points' draws in the territory.
     block: your own mixture of experts (a class; see `training.plane_model` for what it must have).
     Without panels and controls of your own it begins with what explains most; 'More' shows the rest. Until a control or
-    button is touched, such a one trains what `play` asks for at 25 steps a second, and again where a button starts it.
+    button is touched, such a one trains what `play` asks for at 25 steps a second, and again where one starts it.
     controls: which there are, by name; with fewer than all there are no buttons of presets.
     panels, play, max_steps: see `LiveRun`. seed: of the task, the models, the data and the noise.
     device: "cpu", "cuda", "cuda:1", or "auto": a GPU where there is one.
@@ -143,8 +143,8 @@ class Playground(Lab):
         rescue = self.button("Rescue", TIPS["front"]["Rescue"], self.rescue)
         self._more = W.ToggleButton(description="More", tooltip=TIPS["front"]["More"])
         self._more.observe(lambda _: self.post(self._show_rest), "value")
-        self._rest += steps
-        return [title, play, healthy, collapse, rescue, restart, self._more, copy, *steps]
+        self._rest += [collapse, rescue, *steps]  # they would answer what the first lesson asks
+        return [title, play, healthy, restart, self._more, copy, collapse, rescue, *steps]
 
     def as_pytorch(self) -> str:
         """Write the mixture that is shown as a program of PyTorch alone: see `training.as_pytorch`."""
@@ -195,11 +195,11 @@ class Playground(Lab):
     def collapse(self) -> None:
         """Start afresh without an auxiliary loss, and train."""
         self.loop.now(lambda: self.apply(COLLAPSE, restart=True))
-        self.begin()
-
-    def begin(self) -> None:
-        """Train as many steps as at first, and as slowly."""
         self.play_as_at_first()
+
+    def play_as_at_first(self) -> None:
+        """Train as many steps as at first, and as slowly."""
+        super().play_as_at_first()
         self.loop.pace = PACE if self.is_front and self.state.values["play"] and self.running else None
 
     def preset_button(self, preset: str, text: str, tip: str, **style: str) -> W.Button:
@@ -207,14 +207,14 @@ class Playground(Lab):
 
         def train() -> None:
             self.choose_preset(preset)
-            self.begin()
+            self.play_as_at_first()
 
         return self.button(text, tip, train, **style)
 
     def rescue(self) -> None:
         """Go on with a strong auxiliary loss, which revives dead experts."""
         self.loop.now(lambda: self.apply(RESCUE))
-        self.begin()
+        self.play_as_at_first()
 
     def body(self) -> W.Widget:
         body = super().body()
@@ -301,7 +301,7 @@ class Playground(Lab):
         verdict = "correct" if plane.correct[i] else "wrong"
         place = {"x": as_digits(x), "y": as_digits(y)}
         facts = place | {"label": int(plane.classes[i]), "verdict": verdict, "read": read, "served": served}
-        text = TIPS["reading"]["token"].format(token=i, **facts)
+        text = TIPS["reading"]["token" if self.state.values["controls"] is None else "few"].format(token=i, **facts)
         if (expert := self.state.muted) is not None:
             with_it, without = (f"{100 * accuracy:.1f} %" for accuracy in self.read("muted", self._read_muted))
             facts = {"expert": expert, "with_it": with_it, "without": without, "points": NUM_HELD_OUT}

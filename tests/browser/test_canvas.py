@@ -266,4 +266,4 @@ def test_the_time_left_is_said_of_this_start_and_only_when_it_is_known(see):
     take(10**6 + 2, step=6, state="training")  # it has started afresh
     expect(status).to_have_text(re.compile(r"step 6\s· training$"))
     take(10**6 + 3, step=1550, state="paused")
-    expect(status).to_have_text(re.compile(r"step 1550\s· paused: press Play to go on$"))
+    expect(status).to_have_text(re.compile(r"step 1550\s· ended$"))

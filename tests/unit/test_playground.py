@@ -88,7 +88,7 @@ async def test_what_is_moved_by_hand_and_starts_afresh_trains_also_after_a_resta
         assert playground.step == 0 and not playground.running
         playground.inputs[name].value = value
         await settled()
-        assert playground.running
+        assert playground.running and playground.loop.pace == PACE
         await ended(playground)
 
 

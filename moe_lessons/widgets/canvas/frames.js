@@ -204,7 +204,7 @@ function doing(view) {
   const { step, state, until } = view.words;
   if (state !== "training") {
     view.began = null;
-    return `${state}${until && step >= until ? ": press Play to go on" : ""}`;
+    return until && step >= until ? "ended" : state; // Play goes on
   }
   if (view.isStale) return ""; // its kernel has ended
   const now = performance.now();
