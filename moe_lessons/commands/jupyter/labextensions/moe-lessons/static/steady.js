@@ -37,11 +37,12 @@ function isThere(area, since) {
   return area.querySelector("img") || !isComing;
 }
 
-// Bring what a cell shows into sight, in the place of the cell to which JupyterLab has gone.
+// Bring what a cell shows into sight, or its question, in the place of the cell to which JupyterLab has gone.
 async function show(book, cell) {
-  const picture = cell.node.querySelector(PICTURE);
-  const found = picture.closest(".moe-held, .jp-Cell-outputArea");
-  await book.scrollToItem(book.widgets.indexOf(cell), "smart", 0).catch(() => {}); // instead of that cell
+  const found = cell.node.querySelector(PICTURE)?.closest(".moe-held, .jp-Cell-outputArea");
+  const where = found ? "smart" : "center";
+  await book.scrollToItem(book.widgets.indexOf(cell), where, 0).catch(() => {});
+  if (!found) return;
   const { top, bottom } = found.getBoundingClientRect();
   const room = book.outerNode.getBoundingClientRect();
   if (top < room.top || bottom > room.bottom) book.outerNode.scrollBy(0, top - room.top);
@@ -53,9 +54,10 @@ async function ran({ shell }, id) {
   if (!cells) return;
   await null; // what is taken away is in its place
   const isOne = id === "notebook:run-cell-and-select-next";
-  const some = isOne ? [cells[book.activeCellIndex - 1]] : cells;
-  const cell = some.find((each) => each?.node.querySelector(PICTURE));
-  if (cell) show(book, cell);
+  const hasPicture = ({ node }) => node.querySelector(PICTURE);
+  const asks = ({ model }) => model.sharedModel.getSource().includes("Prediction(");
+  const cell = isOne ? cells[book.activeCellIndex - 1] : cells.find((each) => hasPicture(each) || asks(each));
+  if (cell && (!isOne || hasPicture(cell))) show(book, cell);
 }
 
 const steady = {
