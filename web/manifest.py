@@ -15,7 +15,7 @@ from moe_lessons.analysis.load import EVEN, WORDS
 from moe_lessons.nn import with_baselines
 from moe_lessons.plots.marks import encode_panel
 from moe_lessons.plots.panels._history import LOAD_WINDOW, LOSS_WINDOW, MOST_PLACES, X_AXES
-from moe_lessons.plots.panels.compared import LONGEST
+from moe_lessons.plots.panels.compared import LONGEST, WITH_DEAD
 from moe_lessons.tasks import PLANE_TASKS, PlaneTask
 from moe_lessons.tasks.plane import CLASS_MAP, MOST_POINTS, OWN_NOISE, PLACES, POINTS_ARE, spread_prototypes
 from moe_lessons.training import DEAD_SHARE, PRESETS, PlaneSetting, Run
@@ -121,7 +121,7 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
         "code_of": {"parts": read_parts(TEMPLATE), "tip": TIPS["code"]},
         "front": front,
         "words": {"load": WORDS, "reading": TIPS["reading"], "hints": TIPS["hints"],
-                  "dead": TIPS["captions"]["dead"], "title": PLAYGROUND.title,
+                  "dead": WITH_DEAD, "title": PLAYGROUND.title,
                   "not_made": NOT_MADE, "own": OWN},
         "numbers": {
             "map": CLASS_MAP, "width": D_MODEL, "tokens": NUM_TOKENS, "classes": NUM_CLASSES, "measured": NUM_MEASURED,

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+CLASSES = "ABCDEFGH"  # the names of classes: a number is an expert's
+
 
 class Field(NamedTuple):
     """A plane divided among the experts by their scores z (rows, columns, E) on a grid, bottom row first, bilinear.
@@ -18,7 +20,7 @@ class Field(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """Points that a user has drawn, as `tasks.plane.read_points` has them, each the number of its class. pen: the class
+    """Points that a user has drawn, as `tasks.plane.read_points` has them, each the letter of its class. pen: the class
     of those that are drawn by pointer or key in the page; None: they are not."""
 
     points: str
@@ -74,7 +76,8 @@ class Heat(NamedTuple):
 
 
 class Line(NamedTuple):
-    """x, y (N,), in a pale band from low to high (N,). model: of which it is, where it is linked. strong: thicker."""
+    """x, y (N,), in a pale band from low to high (N,). model: of which it is, where it is linked. strong: thicker. end:
+    what stands at its last point in the page, and is short."""
 
     x: Any
     y: Any
@@ -84,6 +87,7 @@ class Line(NamedTuple):
     strong: bool = True
     low: Any = None
     high: Any = None
+    end: str = ""
 
 
 class Points(NamedTuple):

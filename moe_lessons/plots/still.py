@@ -222,7 +222,8 @@ def draw_points(mark: marks.Points, ax, panel):
 
 def draw_drawn(mark: marks.Drawn, ax, panel):
     for place, label in zip(*(part.tolist() for part in read_points(mark.points))):
-        annotate(ax, str(label), place, halo="white", fontsize=6, color="black", ha="center", va="center", zorder=2.4)
+        options = {"halo": "white", "fontsize": 6, "color": "black", "ha": "center", "va": "center", "zorder": 2.4}
+        annotate(ax, marks.CLASSES[label], place, **options)
 
 
 def draw_spots(mark: marks.Spots, ax, panel):

@@ -9,7 +9,7 @@ import ipywidgets as W
 from torch import nn
 
 from moe_lessons.nn import MoE, muted
-from moe_lessons.plots.marks import Panel
+from moe_lessons.plots.marks import CLASSES, Panel
 from moe_lessons.plots.panels._history import LOAD_WINDOW
 from moe_lessons.plots.panels.block import as_digits
 from moe_lessons.support.errors import check_choice
@@ -78,6 +78,7 @@ class Playground(Lab):
         values |= {"device": device, "token": FRONT_TOKEN if self.is_front else 0, "mute": "none", "classes": "shown"}
         values |= setting | {"pen": "off"}
         self._rest: list[W.Widget] = []  # that only 'More' shows
+        self._front_buttons: list[tuple[W.Button, dict[str, Any]]] = []  # and what each of them sets
         self._past: list[str] = []  # points before each that were drawn
         columns = None if self.is_front else 3
         super().__init__(spec, values, panels, settings, play=play, max_steps=max_steps, columns=columns)
@@ -126,11 +127,10 @@ class Playground(Lab):
 
     def _draw(self, function: Callable[[Any], Panel]) -> Panel:
         panel = super()._draw(function)
-        if self.is_front and (width := FRONT.get(function.__name__)):
-            caption = panel.caption or TIPS["captions"].get(function.__name__, "")
-            if function.__name__ == "answer" and self.dead:
-                caption = TIPS["captions"]["dead"].format(verdict=self.load_words()[0]) + caption
-            panel = replace(panel, width=width, caption=caption)
+        if self.is_front:
+            name = function.__name__
+            caption = panel.caption or TIPS["captions"].get(name, "")
+            panel = replace(panel, width=FRONT.get(name, panel.width), caption=caption)
         return panel
 
     def bar(self) -> list[W.Widget]:
@@ -141,6 +141,7 @@ class Playground(Lab):
         healthy = self.preset_button("healthy", "Healthy", TIPS["presets"]["healthy"], icon=AFRESH)
         collapse = self.button("Collapse", TIPS["front"]["Collapse"], self.collapse, icon=AFRESH)
         rescue = self.button("Rescue", TIPS["front"]["Rescue"], self.rescue)
+        self._front_buttons = [(healthy, asdict(PRESETS["healthy"])), (collapse, COLLAPSE), (rescue, RESCUE)]
         self._more = W.ToggleButton(description="More", tooltip=TIPS["front"]["More"])
         self._more.observe(lambda _: self.post(self._show_rest), "value")
         self._rest += [collapse, rescue, *steps]  # they would answer what the first lesson asks
@@ -213,7 +214,12 @@ class Playground(Lab):
 
     def rescue(self) -> None:
         """Go on with a strong auxiliary loss, which revives dead experts."""
-        self.loop.now(lambda: self.apply(RESCUE))
+
+        def rescue() -> None:
+            self.state.names[self.step] = TIPS["front"]["rescued" if self.dead else "nothing"]
+            self.apply(RESCUE)
+
+        self.loop.now(rescue)
         self.play_as_at_first()
 
     def body(self) -> W.Widget:
@@ -242,6 +248,9 @@ class Playground(Lab):
     def applied(self) -> None:
         for name, button in self._preset_buttons.items():
             button.button_style = "info" if self.is_at(name) else ""
+        for button, asked in self._front_buttons:
+            is_at = all(asked[n] == self.state.values[n] for n in asked if n != "points")
+            button.button_style = "info" if is_at else ""
 
     def choose_preset(self, name: str) -> None:
         """Set all controls to a preset and start afresh; points of your own stay. 'rescued' goes on with a collapsed
@@ -300,7 +309,7 @@ class Playground(Lab):
         served = ", ".join(f"{weight:.2f} × E{expert}" for weight, expert in chosen) or TIPS["reading"]["dropped"]
         verdict = "correct" if plane.correct[i] else "wrong"
         place = {"x": as_digits(x), "y": as_digits(y)}
-        facts = place | {"label": int(plane.classes[i]), "verdict": verdict, "read": read, "served": served}
+        facts = place | {"label": CLASSES[plane.classes[i]], "verdict": verdict, "read": read, "served": served}
         text = TIPS["reading"]["token" if self.state.values["controls"] is None else "few"].format(token=i, **facts)
         if (expert := self.state.muted) is not None:
             with_it, without = (f"{100 * accuracy:.1f} %" for accuracy in self.read("muted", self._read_muted))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from moe_lessons.plots.marks import CLASSES
 from moe_lessons.training import Run
 from moe_lessons.widgets.controls import CONTROLS
 
@@ -57,25 +58,31 @@ class Spec:
         return self.stops.get(name) or CONTROLS[name].stops
 
 
+def class_of(pen: str) -> int | None:
+    """The class of a pen such as 'class B'; None: it has none."""
+    return None if (label := CLASSES.find(pen[-1])) < 0 else label
+
+
 @dataclass
 class State:
     """The settings of a view, by the name of an argument or a control, and what was done to it. Panels read it.
 
     `values` is the one place where they stand; it is replaced as a whole, never changed in place. changes: the steps
-    after which a knob was turned. ghost: an earlier run, to compare with."""
+    after which a knob was turned; names: what is written there, by the step. ghost: an earlier run, to compare with."""
 
     values: Mapping[str, Any]
     changes: list[int] = field(default_factory=list)
     ghost: Run | None = None
+    names: dict[int, str] = field(default_factory=dict)
 
     token = property(lambda self: self.values.get("token", 0), doc="The token that is selected.")
     layer = property(lambda self: self.values.get("layer", 0), doc="The MoE layer that is shown, of several.")
     x_axis = property(lambda self: self.values.get("x_axis", "steps"), doc="What losses are drawn against.")
-    pen = property(lambda self: self._number_of("pen"), doc="The class of the points that are drawn by hand.")
+    pen = property(lambda self: class_of(self.values.get("pen", "off")), doc="The class of what is drawn by hand.")
     muted = property(lambda self: self._number_of("mute"), doc="The expert that is off where tokens are read.")
     shows_classes = property(lambda self: self.values.get("classes") != "hidden", doc="Pale, in the territory.")
 
     def _number_of(self, name: str) -> int | None:
-        """The number in a value such as 'E3' or 'class 3'; None: it has none."""
+        """The number in a value such as 'E3'; None: it has none."""
         found = re.search(r"\d+", self.values.get(name, ""))
         return found and int(found[0])

@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from moe_lessons.hub import ConfigCalculator
+from moe_lessons.plots.marks import CLASSES
 from moe_lessons.tasks.plane import read_points
 from moe_lessons.widgets import BalancingLab, Playground, RoutingLab, SpeedupMap
 from moe_lessons.widgets import canvas as code
@@ -212,7 +213,7 @@ def test_points_are_drawn_by_pointer_and_by_key_and_learned(see):
         return [(round(x, 1), round(y, 1), label) for (x, y), label in zip(points.tolist(), classes.tolist())]
 
     def choose(number: str) -> None:
-        lab.set(pen=f"class {number}")
+        lab.set(pen=f"class {CLASSES[int(number)]}")
         seen.turn()
         page.wait_for_function("([canvas, pen]) => canvas.dataset.pen == pen", arg=[territory.element_handle(), number])
 

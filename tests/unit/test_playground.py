@@ -14,7 +14,7 @@ from torch import nn
 from moe_lessons.analysis.counting import count_parameters, flops_per_token
 from moe_lessons.analysis.load import describe_load
 from moe_lessons.nn import MoE
-from moe_lessons.plots.marks import Bars, Boxes, Cells, Drawn, Points, Route, Table
+from moe_lessons.plots.marks import CLASSES, Bars, Boxes, Cells, Drawn, Points, Route, Table
 from moe_lessons.tasks import grid
 from moe_lessons.training import PRESETS, PlaneSetting
 from moe_lessons.training.as_pytorch import as_pytorch
@@ -224,7 +224,7 @@ def test_a_token_is_followed_through_the_router_to_its_experts():
     weights = dict(zip(routing.expert_idx[mine].tolist(), routing.weight[mine].tolist()))
     assert {e: w for e, w in enumerate(drawn.weights.tolist()) if w} == pytest.approx(weights) and len(weights) == 2
     said = "correct: class {}" if playground.plane.correct[3] else "wrong: the class is {}"
-    assert drawn.foot == said.format(playground.plane.classes[3])
+    assert drawn.foot == said.format(CLASSES[playground.plane.classes[3]])
 
 
 def test_one_strip_says_what_each_model_stores_computes_and_gets_right():
@@ -251,7 +251,9 @@ async def test_collapse_breaks_it_and_rescue_goes_on_also_after_a_pause():
     await playground.finished()
     assert playground.main_run is run and playground.step == 60
     assert playground.setting == PlaneSetting(router_aux_loss_coef=1.0)
-    assert playground.state.changes == [30]
+    assert playground.state.changes == [30] and playground.state.names == {30: "Rescue: none dead"}
+    lit = [each.description for each, _ in playground._front_buttons if each.button_style == "info"]
+    assert lit == ["Rescue"]
 
 
 @on_a_loop
@@ -281,7 +283,7 @@ async def test_points_that_are_drawn_are_learned_instead_of_the_task_until_they_
         assert_consistent(playground)
         return playground.state.values["points"]
 
-    playground.inputs["pen"].value = "class 2"
+    playground.inputs["pen"].value = "class C"
     await settled()
     assert mark(playground, 0, Drawn) == Drawn("", 2)
     playground.advance(30)

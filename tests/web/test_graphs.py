@@ -220,7 +220,7 @@ def test_the_manifest_has_what_the_table_of_knobs_and_the_panels_say():
     assert made["idle"]["top-k"] == {"expert_bias_rate": "the bias needs a sigmoid router"}
     setting = PRESETS["collapse"]
     own = json.loads(json.dumps(graph_manifest(plane_runs(setting), setting)))
-    assert [panel["title"] for panel in own["panels"].values()][0] == "Territory: first choices"
+    assert [panel["title"] for panel in own["panels"].values()][0] == "Territory: each point's first choice"
     assert own["panels"][str(PLANE_PANELS.index("cost"))]["marks"][0]["rows"][-2:] == ["held-out loss", "accuracy"]
 
 

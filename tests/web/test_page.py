@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import expect
 
 from moe_lessons.analysis import trace_text
+from moe_lessons.plots.marks import CLASSES
 from moe_lessons.tasks import decode
 from moe_lessons.tasks import encode as to_bytes
 from moe_lessons.tasks.plane import read_points
@@ -141,7 +142,8 @@ def test_it_learns_as_the_notebook_does_and_a_slider_acts_on_the_next_step(visit
     own.control("lr").focus()
     own.page.keyboard.press("End")  # the largest rate
     assert own.state == {"preset": "collapse", "seed": "1", "lr": "0.5"}
-    own.train(50)
+    own.wait_step(250)  # a knob that is turned trains
+    own.button("Pause").click()
     assert own.measured()[0] > 2 * learned[0]
 
 
@@ -240,9 +242,8 @@ def test_where_it_diverges_it_says_so_and_goes_on_with_a_lower_rate(visit, view,
     own.button("Play").wait_for()
     own.control("lr").focus()
     own.page.keyboard.press("Home")
-    at = own.step
-    own.button("Step").click()
-    own.wait_step(at + 1)
+    own.wait_step(own.step + 1)
+    own.button("Pause").click()
     assert trouble.inner_text() == "" and own.measured()[0] < 100
 
 
@@ -290,8 +291,12 @@ def test_a_finger_that_scrolls_selects_no_token_and_one_that_taps_does_without_a
     assert own.page.evaluate(top) == 0  # nearly all of the block is in sight
     count = figures.count()
     own.button("More").click()
-    expect(figures.nth(count)).to_be_in_viewport(ratio=0.9)
-    assert not own.control("pen").is_visible()
+    figures.nth(count).wait_for()  # below: nothing moves
+    assert own.page.evaluate(top) == 0 and not own.control("pen").is_visible()
+    own.page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    own.button("Less").click()
+    expect(figures).to_have_count(count)
+    assert own.page.evaluate(top) == 0
 
 
 @pytest.mark.parametrize("view", ["index", "text"])
@@ -352,7 +357,8 @@ def test_the_models_before_their_first_step_stand_where_they_train_which_follows
     expect(status).to_have_text("step 0 · loading")
     places = figures.evaluate_all("all => all.map(({offsetTop, offsetLeft}) => [offsetTop, offsetLeft])")
     own.button("Collapse").click()  # what is pressed before it is there counts
-    expect(own.page.get_by_role("note")).to_contain_text("Rescue")  # hints of what came before are gone
+    hint = own.page.get_by_role("note")
+    expect(hint).to_contain_text("watch the row of experts")  # hints of what came before are gone
     opened.append(True)
     for route in waiting:
         route.continue_()
@@ -361,6 +367,10 @@ def test_the_models_before_their_first_step_stand_where_they_train_which_follows
     assert own.page.get_by_text("A picture").count() == 0 and own.state["router_aux_loss_coef"] == "0"
     expect(status.locator("b")).to_have_text(re.compile("^[1-4] of 8 experts (is|are) dead$"))
     expect(status.locator("b")).to_have_attribute("title", re.compile("under 1 % of the tokens"))
+    expect(hint).to_contain_text(re.compile("E\\d (is|are) dead: .* press “Rescue”"))  # not before
+    expect(own.button("Collapse")).to_have_attribute("aria-pressed", "true")
+    own.control("router_aux_loss_coef").press("ArrowRight")
+    expect(own.button("Collapse")).to_have_attribute("aria-pressed", "false")
     own.button("Pause").click()
     dead = own.page.locator(".moe-chips .moe-gone")
     expect(dead).to_have_count(int(status.locator("b").inner_text()[0]))
@@ -378,7 +388,7 @@ def test_the_models_before_their_first_step_stand_where_they_train_which_follows
 
 def on_the_plane(own: Visit, label: int):
     """Choose a class to draw with; give where in the window a point of the plane lies."""
-    own.control("pen").select_option(f"class {label}")
+    own.control("pen").select_option(f"class {CLASSES[label]}")
     canvas = own.page.locator(f".moe-canvas canvas[data-pen='{label}']")
     canvas.wait_for()
     canvas.scroll_into_view_if_needed()

@@ -24,7 +24,8 @@ export const firstAtLeast = (value, ...tops) => tops.find((top) => top >= value)
 // a panel by slot and puts into its header what has changed; lines(out); and end(), if something of it is to end.
 export class History {
   constructor(shared, manifest, values) {
-    Object.assign(this, { shared, manifest, values, step: 0, rows: [], every: 1, recent: [], changes: [] });
+    Object.assign(this, { shared, manifest, values, step: 0, rows: [], every: 1, recent: [] });
+    Object.assign(this, { changes: [], names: {} }); // steps after which a knob was turned, and what is written there
   }
   /** Note a step that is done: the loss of each model, and more. */
   note(losses, more = {}) {
@@ -64,7 +65,7 @@ export class History {
     const old = ghost?.curve ?? [];
     const arrays = {};
     const slots = { x: { slot: slot("g.x") }, y: { slot: slot("g.y") } };
-    const previous = { ...header.marks[0], name: "previous run", ink: -1, ...slots };
+    const previous = { ...header.marks[0], name: "previous run", ink: -1, end: "", ...slots };
     const line = (name, rows, k, history) =>
       Object.assign(arrays, {
         [`${name}.x`]: ["f4", [rows.length], rows.map(({ step }) => history.spent(k, step, isFlops))],
@@ -81,7 +82,7 @@ export class History {
       mark: "Rule",
       x: this.spent(0, step),
       kind: "mark",
-      name: "",
+      name: this.names[step] ?? "",
     }));
     header.marks = [...rules, ...(old.length ? [previous] : []), ...header.marks];
     return arrays;
@@ -238,10 +239,11 @@ export function serve(open, ...same) {
         opening = null;
       }
     },
-    turn({ values, knob }) {
+    turn({ values, knob, name }) {
       latest = values;
       if (!run || opening) return;
       if (knob && run.step && run.changes.at(-1) !== run.step) run.changes.push(run.step);
+      if (name) run.names[run.step] = name;
       [run.values, trouble] = [values, ""];
     },
     play({ steps = run?.budget ?? 0 }) {

@@ -145,8 +145,8 @@ export class Place {
  * Show hints, one at a time, each at what it is about: it goes when it or a later one is followed, and all go when they
  * are closed.
  * @param {Element} place in which they stand
- * @param {{element: Element, text: string}[]} hints what is waited for, and what each says
- * @returns {(at: number) => void} goes back to one
+ * @param {{element: Element, text: () => string}[]} hints what is waited for, and what each says
+ * @returns {(at: number) => void} goes back to one, or says anew what the one that is shown says
  */
 export function guide(place, hints) {
   const hint = make("div", { class: "moe-hint", role: "note" });
@@ -159,8 +159,10 @@ export function guide(place, hints) {
       hint.remove();
       return;
     }
-    const { text } = hints[at];
-    hint.replaceChildren(hasMouse.matches ? text : text.replace("Point at", "Tap"), close);
+    const said = hints[at].text();
+    const text = hasMouse.matches ? said : said.replace("Point at", "Tap");
+    if (hint.lastChild?.data === text) return;
+    hint.replaceChildren(close, text);
     place.append(hint);
   };
   hints.forEach(({ element }, at) => {
@@ -168,7 +170,7 @@ export function guide(place, hints) {
     element.addEventListener(event, () => hint.isConnected && at >= next && show(at + 1));
   });
   show(0);
-  return (at) => hint.isConnected && at < next && show(at);
+  return (at = next) => hint.isConnected && at <= next && show(at);
 }
 
 /** A label, a slider or a list of stops, and what it says. */
@@ -236,7 +238,8 @@ export class Control {
       input.setAttribute("aria-valuetext", texts[at]);
     }
     input.disabled = Boolean(why) || stops.length < 2;
-    this.why.textContent = why ? `Off: ${why}.` : stops.length < 2 ? "One value on this page." : "";
+    const always = stops.length < 2 ? `Always ${stops[0][0]} with one expert.` : "";
+    this.why.textContent = why ? `Off: ${why}.` : always;
     this.element.title = why ? `${this.tip}. Off: ${why}` : this.tip;
     input.setAttribute("aria-description", this.element.title);
   }

@@ -3,7 +3,7 @@
 
 import canvas from "./canvas/index.js";
 import { GIVEN, copyOrSave } from "./canvas/copy.js";
-import { Control, KEPT, bar, button, guide, hasMouse, json, make, unpacked } from "./parts.js";
+import { Control, KEPT, bar, button, filled, guide, hasMouse, json, make, unpacked } from "./parts.js";
 import { Settings } from "./settings.js";
 
 const SLOWLY = 100; // steps a second of what begins, until it is touched: one sees how it learns
@@ -21,6 +21,7 @@ export class Playground {
    */
   constructor(place, settings, worker = "worker.js", more = []) {
     Object.assign(this, { place, settings, say: place.say, isPlaying: false, hear: () => {} });
+    Object.assign(this, { dead: [], pressed: {} }); // which experts; when a button is lit, by name
     this.play = button("Play", "Start or pause the training", () =>
       this.ask(this.isPlaying ? "pause" : "play"),
     );
@@ -90,18 +91,23 @@ export class Playground {
       Healthy: () => this.choose("healthy"),
       Collapse: () => this.apply(collapse, true, true),
       Rescue: () => {
-        this.apply(rescue);
+        this.rescued = this.dead.length > 0;
+        this.apply(rescue, false, false, this.rescued ? tips.rescued : tips.nothing);
         this.ask("pace", { most: SLOWLY });
         this.ask("play");
       },
-      More: ({ isTrusted }) => {
+      More: () => {
         const isMore = this.rest[0].hidden;
+        if (isMore) this.from = scrollY;
         for (const element of this.rest) element.hidden = !isMore;
         this.buttons.More.setAttribute("aria-expanded", isMore);
-        this.isMore = isMore && isTrusted && !hasMouse.matches; // a finger has asked for it
+        this.buttons.More.textContent = isMore ? "Less" : "More";
+        if (!isMore) scrollTo(0, Math.min(this.from, scrollY));
         this.ask("more", { isMore });
       },
     };
+    const has = (asked) => (values) => Object.entries(asked).every(([name, value]) => values[name] === value);
+    this.pressed = { Healthy: () => this.isAt("healthy"), Collapse: has(collapse), Rescue: has(rescue) };
     return Object.fromEntries(
       Object.entries(actions).map(([name, action]) => [name, button(name, tips[name], action)]),
     );
@@ -117,15 +123,18 @@ export class Playground {
     return [made];
   }
   guide() {
-    const elements = { view: this.view, ...this.buttons };
+    const elements = { view: this.view, ...this.buttons, top_k: this.controls.top_k.input };
     const { hints } = this.settings.words;
-    const elementOf = (name) => elements[name] ?? this.controls[name].input;
-    const names = Object.keys(hints);
-    const back = guide(
+    const names = Object.keys(elements).filter((name) => name in hints);
+    const said = {
+      Rescue: () => (this.dead.length ? filled(hints.dead, { names: listed(this.dead) }) : hints.Rescue),
+      top_k: () => `${hints[this.rescued ? "rescued" : "nothing"]} ${hints.top_k}`,
+    };
+    this.hint = guide(
       this.place.home,
-      Object.entries(hints).map(([name, text]) => ({ element: elementOf(name), text })),
+      names.map((name) => ({ element: elements[name], text: said[name] ?? (() => hints[name]) })),
     );
-    this.buttons.Healthy.addEventListener("click", () => back(names.indexOf("Collapse")));
+    this.buttons.Healthy.addEventListener("click", () => this.hint(names.indexOf("Collapse")));
   }
   /** Draw the models before their first step, until the worker has them: see `first_picture` in web/manifest.py. */
   async drawFirst() {
@@ -156,10 +165,11 @@ export class Playground {
   }
   /**
    * Put other values in force, as `Lab.apply` does: a new start for what is structural, else a turn of the knobs. Or say
-   * why not, and change nothing. A new start by a control or a preset trains; Restart and points leave a pause as it is.
+   * why not, and change nothing. A new start by a control or a preset trains, and so does a knob that is turned, as in the
+   * notebook; Restart and points leave a pause as it is.
    * From here on `values` are what is asked for; `standing` is what trains.
    */
-  apply(asked, restart = false, trains = false) {
+  apply(asked, restart = false, trains = false, name = "") {
     const { settings, values: before } = this;
     let values;
     try {
@@ -175,8 +185,10 @@ export class Playground {
     const changes = restart ? { restart } : settings.changes(settings.inForce(before), inForce);
     if (changes.restart) {
       this.ask("pace", { most: SLOWLY }); // a new start is to be seen
+      this.dead = [];
       this.ask("start", { values: inForce, name: settings.graph(values), trains });
-    } else this.ask("turn", { values: inForce, knob: changes.knob });
+    } else this.ask("turn", { values: inForce, knob: changes.knob, name });
+    if (changes.knob && trains && !this.isPlaying && !this.isOpening) this.ask("play");
     this.isOpening ||= changes.restart;
     if (!this.isOpening) this.standing = values;
     this.show();
@@ -200,6 +212,9 @@ export class Playground {
     }
     if (!content) return;
     this.draw(content, data);
+    const { dead } = content.words;
+    if (dead) this.dead = dead;
+    if (dead) this.hint?.();
     if (playing === this.isPlaying) return;
     this.isPlaying = playing;
     this.play.textContent = playing ? "Pause" : "Play";
@@ -208,7 +223,6 @@ export class Playground {
   /** Hear the canvas: it has drawn a picture, or something in one was clicked. */
   heard({ drawn, pick, index, points }) {
     if (drawn) this.ask("drawn", { number: drawn });
-    if (drawn && this.isMore) this.showMore();
     if (points) this.learn(this.values.points + points);
     if (pick !== "token" || !("token" in this.controls)) return;
     this.apply({ token: index });
@@ -221,12 +235,6 @@ export class Playground {
     const below = parseFloat(getComputedStyle(block).scrollMarginBottom); // the dock
     if (Math.max(-top, bottom + below - innerHeight) > HIDDEN)
       block.scrollIntoView({ block: "nearest", behavior: "smooth" });
-  }
-  showMore() {
-    const first = this.view.querySelectorAll("figure")[this.settings.front.panels];
-    if (!first) return; // not yet drawn
-    this.isMore = false;
-    first.scrollIntoView({ block: "start", behavior: "smooth" });
   }
   /** Learn points that were drawn by hand, or the task again where there are none. */
   learn(points) {
@@ -255,6 +263,8 @@ export class Playground {
     for (const [name, control] of Object.entries(this.controls))
       control.show(inForce[name], settings.stops(name, values), why[name]);
     for (const [name, made] of this.presets) made.setAttribute("aria-pressed", this.isAt(name));
+    for (const [name, isAt] of Object.entries(this.pressed))
+      this.buttons[name].setAttribute("aria-pressed", isAt(values));
     this.place.keep(settings.address(values));
   }
   open() {
@@ -269,6 +279,11 @@ export class Playground {
     }
   }
 }
+
+const listed = (experts) => {
+  const names = experts.map((expert) => `E${expert}`);
+  return names.length > 1 ? `${names.slice(0, -1).join(", ")} and ${names.at(-1)} are` : `${names[0]} is`;
+};
 
 /**
  * Show the playground.

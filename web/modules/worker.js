@@ -1,7 +1,7 @@
 // Trains the playground in a worker of the page. What it knows: to draw random numbers, run the graphs that torch has
 // exported (see graphs.py), and fill the arrays of the panels (see web/manifest.py).
 
-import { clamp, nearest, range, readPoints } from "./canvas/numbers.js";
+import { CLASSES, clamp, nearest, range, readPoints } from "./canvas/numbers.js";
 import { History, firstAtLeast, mean, roomy, serve, toPercent } from "./loop.js";
 import { filled, json } from "./parts.js";
 import { fillEven, fillNormal, floats, graph, numbers, randomOf, whole } from "./runtime.js";
@@ -185,8 +185,8 @@ const PANELS = {
       "1.y": ["f4", [count], y],
     };
     const { points, pen } = run.values;
-    const label = pen === "off" ? null : Number(pen.at(-1));
-    if (points || label !== null) header.marks.push({ mark: "Drawn", points, pen: label });
+    const label = CLASSES.indexOf(pen.at(-1));
+    if (points || label >= 0) header.marks.push({ mark: "Drawn", points, pen: label < 0 ? null : label });
     const more = { "1.symbol": ["u1", [count], symbol], "1.expert": ["u1", [count], expert] };
     return { ...arrays, ...more, "0.classes": ["u1", [map, map], run.map] };
   },
@@ -195,7 +195,7 @@ const PANELS = {
     const { token } = run.values;
     const label = run.classes[token];
     const place = [0, 1].map((axis) => run.points.data[2 * token + axis].toFixed(2).replace("-", "−"));
-    const foot = `${named[token] === label ? "correct: class" : "wrong: the class is"} ${label}`;
+    const foot = `${named[token] === label ? "correct: class" : "wrong: the class is"} ${CLASSES[label]}`;
     Object.assign(mark, { head: `token ${token} at (${place.join(", ")})`, foot });
     const [probabilities, weights] = [probs, serves].map((data) => rowOf(data, E, token));
     return { "0.probs": ["f4", [E], probabilities], "0.weights": ["f4", [E], weights] };
@@ -216,11 +216,12 @@ const PANELS = {
       mark.texts[bar + 1] = text;
       mark.says[bar] = mark.says[bar].replace(/\d+ %$/, text);
     });
-    const said = [percents.at(-1), percents[1], percents[0]];
-    header.caption = header.caption.replace(/\d+(?=\u00a0%)/g, () => said.shift());
     const [verdict, , dead] = verdictOf(run, out);
+    const [, largest] = header.y.ticks.at(-1);
+    const [right, other] = [percents[0], percents.at(-1)].map((percent) => `${percent}\u00a0%`);
     if (run.step >= shared.numbers.recent && dead.length)
-      header.caption = filled(shared.words.dead, { verdict }) + header.caption;
+      header.caption = filled(shared.words.dead, { verdict, right, largest, other });
+    else header.caption = header.caption.replace(/\d+(?=\u00a0%)/g, () => percents.pop());
     return { ...manifest.answer, "0.places": [type, shape, places] };
   },
   heatmap(run, { probs, serves }) {
@@ -319,7 +320,8 @@ function lines(run, out) {
     words: verdict + rest + worse + ofDrawing + hint,
     ...(run.step < sizes.recent ? { verdict: "", dead: [] } : { verdict, dead }), // too little is known at first
     sizes: `${E} expert${E > 1 ? "s" : ""}, top-${run.manifest.top_k}`,
-    reading: filled(reading.token, { token, x, y, label, verdict: isRight, read, served }) + lost,
+    reading:
+      filled(reading.token, { token, x, y, label: CLASSES[label], verdict: isRight, read, served }) + lost,
   };
 }
 const muted = ({ values: { mute } }) => (mute === "none" ? null : Number(mute.slice(1)));

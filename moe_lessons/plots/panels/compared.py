@@ -1,18 +1,21 @@
 """The models or tiles of a view beside each other: their loss, what they know and cost, how balanced they are."""
 
 import math
+from itertools import zip_longest
 
 import numpy as np
 
 from moe_lessons.analysis.counting import count_parameters, flops_per_token
 from moe_lessons.plots.marks import Axis, Boxes, Lamps, Line, Panel, Rule, Spots, Table, roomy
 from moe_lessons.plots.panels._history import X_AXES, as_array, history, spent
-from moe_lessons.plots.theme import model_inks, short_number
+from moe_lessons.plots.theme import DENSE, model_inks, short_number
 
 ANSWER = "parameters", "FLOPs/token", "correct"  # the columns of `answer`
+WITH_DEAD = "{verdict}: memory for nothing. The MoE gets {right} right, {largest}, {other}."
 LONGEST, VALUE = 0.5, 0.54  # of a column: its longest bar, and where its numbers begin
 NUM_HELD_OUT, NUM_HELD_OUT_SEQUENCES = 256, 48  # to measure loss and accuracy on: points, or sequences of text
 SPOT = 5  # an ink
+LONGEST_END = 5  # letters that stand at the end of a line
 
 
 def spent_axis(x_axis: str, reach: float, first: float, until: float = 0) -> Axis:
@@ -22,10 +25,16 @@ def spent_axis(x_axis: str, reach: float, first: float, until: float = 0) -> Axi
     return Axis(0, roomy(reach, first, most), X_AXES[x_axis], link=link)
 
 
-def loss_panel(curves, ghost=None, x_axis: str = "steps", marks=(), first_x: float = 200, until: float = 0) -> Panel:
-    """Show losses: `curves`: name -> (x, loss); ghost: that of an earlier run; marks: x of what was changed."""
+def loss_panel(
+    curves, ghost=None, x_axis: str = "steps", marks=(), names=(), first_x: float = 200, until: float = 0
+) -> Panel:
+    """Show losses: `curves`: name -> (x, loss); ghost: that of an earlier run; marks: x of what was changed, with names
+    or without."""
     first = {"steps": first_x, "FLOPs": 1e7, "seconds": 0.25}[x_axis]
-    lines = [Line(*map(as_array, curves[name]), name, ink) for name, ink in zip(curves, model_inks(curves))]
+    ends = [name.removeprefix(f"{DENSE}, ") for name in curves]
+    ends = ends if len(ends) > 1 and max(map(len, ends)) <= LONGEST_END else [""] * len(ends)
+    inks = model_inks(curves)
+    lines = [Line(*map(as_array, curves[name]), name, ink, end=end) for name, ink, end in zip(curves, inks, ends)]
     reach = max((float(line.x[-1]) for line in lines if len(line.x)), default=0.0)
     highest = max((float(line.y.max()) for line in lines if len(line.y)), default=0.0)
     if ghost is not None and len(ghost[0]):
@@ -33,7 +42,7 @@ def loss_panel(curves, ghost=None, x_axis: str = "steps", marks=(), first_x: flo
         reach = max(reach, min(float(ghost[0][-1]), 2 * reach or float("inf")))
         highest = max(highest, float(ghost[1][0]))  # where it began: later it may have diverged
     top = next((top for top in (0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 7) if top >= highest), 10)
-    rules = [Rule(x=float(x), kind="mark") for x in marks]
+    rules = [Rule(x=float(x), kind="mark", name=name) for x, name in zip_longest(marks, names, fillvalue="")]
     return Panel("Loss (cross entropy, nats)", [*rules, *lines], spent_axis(x_axis, reach, first, until), Axis(0, top))
 
 
@@ -42,7 +51,8 @@ def loss(view) -> Panel:
     curves = {name: (spent(run, x_axis), history(run).column("loss")) for name, run in view.runs.items()}
     earlier = ghost and (spent(ghost, x_axis), history(ghost).column("loss"))
     changes = spent(view.main_run, x_axis, view.state.changes)
-    return loss_panel(curves, earlier, x_axis, changes, view.spec.first_x, view.loop.until)
+    names = [view.state.names.get(step, "") for step in view.state.changes]
+    return loss_panel(curves, earlier, x_axis, changes, names, view.spec.first_x, view.loop.until)
 
 
 def facts_known(view) -> Panel:
@@ -142,8 +152,15 @@ def answer(view) -> Panel:
     rows = Axis(len(models) - 0.5, -1.4, ticks=list(enumerate(view.runs)))
     (_, first, *_), largest = view.runs, list(view.runs)[-1]
     percents = [f"{percent:.0f}\N{NO-BREAK SPACE}%" for percent in right]
-    caption = f"The MoE stores {beside(sizes[0], sizes[-1])} {largest} ({percents[-1]}), "
-    caption += f"computes {beside(flops[0], flops[1])} {first} ({percents[1]}): {percents[0]} right."
+    stores, computes = beside(sizes[0], sizes[-1]), beside(flops[0], flops[1])
+    caption = f"The MoE stores {stores} {largest} ({percents[-1]}), "
+    caption += f"computes {computes} {first} ({percents[1]}): {percents[0]} right."
+    if first == largest:
+        caption = f"Top-k = E: both baselines are one model, {first} ({percents[1]}). "
+        caption += f"The MoE stores {stores} it, computes {computes} it: {percents[0]} right."
+    if view.dead:
+        said = {"right": percents[0], "largest": largest, "other": percents[-1]}
+        caption = WITH_DEAD.format(verdict=view.load_words()[0], **said)
     block = view.main_run.model.block
     wide = f"{largest}: as wide as {block.num_experts} expert{'s' * (block.num_experts > 1)}"
     if first != largest:

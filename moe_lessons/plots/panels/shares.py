@@ -97,7 +97,7 @@ def territory(view) -> Panel:
     field = Field(as_array(plane.scores, "f2"), classes)
     points, pen = view.main_run.task.points, view.state.pen
     drawn = [all_marks.Drawn(points, pen)] if points or pen is not None else []
-    return Panel("Territory: first choices", [field, tokens, *drawn], PLANE, PLANE)
+    return Panel("Territory: each point's first choice", [field, tokens, *drawn], PLANE, PLANE)
 
 
 def heatmap_panel(routing, selected: int | None = None) -> Panel:
@@ -122,7 +122,8 @@ def route(view) -> Panel:
     mine = routing.token_idx == token
     weights[as_array(routing.expert_idx[mine])] = as_array(routing.weight[mine])
     head = "token {} at ({:.2f}, {:.2f})".format(token, *plane.points[token].tolist()).replace("-", "−")
-    foot = f"{'correct: class' if plane.correct[token] else 'wrong: the class is'} {int(plane.classes[token])}"
+    label = all_marks.CLASSES[plane.classes[token]]
+    foot = f"{'correct: class' if plane.correct[token] else 'wrong: the class is'} {label}"
     idle = model.num_experts - model.top_k
     rest = f"; {idle} only occup{'y' if idle > 1 else 'ies'} memory" if idle else ""
     caption = f"This token loads {model.top_k} of {model.num_experts} experts{rest}."

@@ -1,6 +1,6 @@
 // Points that are drawn by hand in a plane: how they are written and seen, and made by pointer, finger or key.
 
-import { HUNDREDTHS, clamp, isNumber, readPoints } from "./numbers.js";
+import { CLASSES, HUNDREDTHS, clamp, isNumber, readPoints } from "./numbers.js";
 import { make } from "./elements.js";
 import { Pen } from "./pen.js";
 import { cardOf, touch } from "./view.js";
@@ -43,7 +43,7 @@ export function drawDrawn(card, { points }) {
 
 function writeLabels(pen, card, points) {
   const style = { color: "#000", halo: "#fff", weight: 700, size: 9 };
-  for (const { x, y, label } of readPoints(points)) pen.write(label, card.x(x), card.y(y), style);
+  for (const { x, y, label } of readPoints(points)) pen.write(CLASSES[label], card.x(x), card.y(y), style);
 }
 
 /**
@@ -52,7 +52,7 @@ function writeLabels(pen, card, points) {
  * @returns {Stops | undefined} places at which the keyboard draws, if a class is chosen
  */
 export function stopsOfDrawn(card, { pen }) {
-  const tell = () => ({ away: SHOWN, rows: [[null, "Press, or Enter", `a point of class ${pen}`]] }); // below all else
+  const tell = () => ({ away: SHOWN, rows: [[null, "Press, or Enter", `a point of class ${CLASSES[pen]}`]] }); // below all else
   return isNumber(pen) ? { ...grid(card, WALKED, WALKED), noun: "places to draw at", tell } : undefined;
 }
 

@@ -1,6 +1,6 @@
 // Planes and cells in the colours of the experts: who is asked where, and how much.
 
-import { clamp, isNumber, nearest, percent, range, short } from "./numbers.js";
+import { CLASSES, clamp, isNumber, nearest, percent, range, short } from "./numbers.js";
 import { css, hatchOf, inkOn, isHatched, mix, packed, tile, twoWays } from "./colors.js";
 import { make } from "./elements.js";
 import { colorOf, strength } from "./view.js";
@@ -208,7 +208,7 @@ export function stopsOfField(card, { z, classes }) {
     const rows = order.slice(0, 3).map((e) => [e, `E${e}`, percent(parts[e] / sum)]);
     const place = [card.xAt(x), card.yAt(y)].map((value) => value.toFixed(2).replace("-", "−"));
     const where = `E${order[0]} at (${place.join(", ")})`;
-    const title = classes?.length ? `${where}: class ${classAt(card.box, classes, x, y)}` : where;
+    const title = classes?.length ? `${where}: class ${CLASSES[classAt(card.box, classes, x, y)]}` : where;
     return { expert: order[0], title, rows };
   };
   return z.length && { ...grid(card, STAYS, STAYS), tell };

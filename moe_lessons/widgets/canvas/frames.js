@@ -105,6 +105,7 @@ export function dress(view) {
   view.quiet = mix(view.ink, paper, 0.25);
   view.faint = mix(view.ink, paper, 0.86);
   view.font = style.fontFamily;
+  view.size = parseFloat(style.getPropertyValue("--moe-letters")) || 11; // pixels
   view.inks = colors[view.isDark ? "dark" : "light"].map(hex);
   view.widths.clear();
   el.classList.toggle("moe-dark", view.isDark);

@@ -100,6 +100,9 @@ function listen(view) {
   on(el, "pointerleave", ({ pointerType }) => pointerType === "touch" || point(view, {}));
   on(el, "focusout", () => point(view, {}));
   on(scheme, "change", () => dress(view));
+  const hide = () =>
+    view.isTouched && Object.assign(view, { at: null }).parts.tip.toggleAttribute("hidden", true);
+  addEventListener("scroll", hide, { signal: view.ended, capture: true, passive: true }); // of whatever it lies in
 }
 
 // A finger points by a tap, and what it has pointed at stays until the next one.

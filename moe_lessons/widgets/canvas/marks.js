@@ -18,6 +18,7 @@ import { drawDrawn, stopsOfDrawn } from "./drawing.js";
 import { drawRoute, stopsOfRoute } from "./route.js";
 import { NAME_OVER } from "./labels.js";
 
+const END_HIGH = 12; // pixels that the name at the end of a line takes
 const PALE = 0.3; // of the full colour, as in still.py: at most, where not all digits of an answer are right
 
 /** @typedef {import("./cards.js").Chart} Chart  A panel with axes. */
@@ -159,6 +160,22 @@ function drawLine(card, { x, y, ink, strong, model, low, high }) {
   if (x.length === 1) path.arc(card.x(x[0]), card.y(y[0]), 1, 0, 7);
   pen.context.globalAlpha = paleness(view, model);
   pen.stroke(path, lineStyle(view, ink, strong));
+}
+
+const marginOfLine = ({ pen }, { end }) => (end ? pen.measure(end) + 8 : 0);
+
+// What lines are called at their ends, all at once: from below each makes room for the next one.
+function nameEnds({ pen, box, view, marks, x: toX, y: toY }, mark) {
+  const ended = marks.filter(({ end, x }) => end && x.length);
+  if (mark.x !== ended[0]?.x) return;
+  const last = ({ x, y, end, ink }) => ({ end, ink, x: toX(x.at(-1)), y: toY(y.at(-1)) });
+  let free = box.top + box.height;
+  for (const { end, ink, x, y } of ended.map(last).sort((one, other) => other.y - one.y)) {
+    const at = Math.min(y, free);
+    free = at - END_HIGH;
+    const { color } = lineStyle(view, ink);
+    pen.write(end, x + 4, at, { align: "left", color, weight: 700, halo: css(view.paper) });
+  }
 }
 
 function stopsOfLine(card, { x, y, name, ink, model }) {
@@ -319,7 +336,7 @@ function legendOfHeat(view, { most, legend }) {
 // --- Rule ---
 
 function legendOfRule(view, { name, kind }) {
-  return name && kind !== "end" ? [[name, swatch(ruleStyle(view, kind))]] : [];
+  return name && kind !== "end" && kind !== "mark" ? [[name, swatch(ruleStyle(view, kind))]] : [];
 }
 
 function drawRule({ pen, box, view, x: toX, y: toY }, { x, y, kind }) {
@@ -328,7 +345,12 @@ function drawRule({ pen, box, view, x: toX, y: toY }, { x, y, kind }) {
   pen.rule(box, isNumber(x) ? toX(x) : null, toY(y), ruleStyle(view, kind));
 }
 
-function nameRule({ pen, box, view, y: toY }, { y, kind, name }) {
+function nameRule({ pen, box, view, x: toX, y: toY }, { x, y, kind, name }) {
+  if (kind === "mark" && name) {
+    const isLeft = toX(x) < box.left + box.width / 2;
+    const style = { align: isLeft ? "left" : "right", halo: css(view.paper) };
+    pen.write(name, toX(x) + (isLeft ? 4 : -4), box.top + 7, style);
+  }
   if (kind !== "end") return;
   pen.write(name, box.left + 6, toY(y) - NAME_OVER, { align: "left", halo: css(view.paper) });
 }
@@ -470,7 +492,7 @@ export const MARKS = {
   Bars: { draw: drawBars, stops: stopsOfBars, legend: legendOfBars },
   Stack: { draw: drawStack, stops: stopsOfStack, right: (_, { second }) => (second ? 26 : 0) },
   Heat: { draw: drawHeat, over: drawOverHeat, stops: stopsOfHeat, legend: legendOfHeat },
-  Line: { draw: drawLine, stops: stopsOfLine, legend: legendOfLine },
+  Line: { draw: drawLine, over: nameEnds, stops: stopsOfLine, legend: legendOfLine, right: marginOfLine },
   Points: { draw: drawPoints, stops: stopsOfPoints },
   Drawn: { draw: drawDrawn, stops: stopsOfDrawn },
   Spots: { draw: drawSpots, stops: stopsOfSpots },

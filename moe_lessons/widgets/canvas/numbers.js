@@ -135,6 +135,7 @@ export function nearest(count, distance, most = Infinity) {
   return found;
 }
 
+export const CLASSES = "ABCDEFGH"; // as in plots/marks.py
 export const HUNDREDTHS = 201; // in each direction of a plane
 
 /**

@@ -68,9 +68,9 @@ export class Pen {
    * @param {number} y of its middle
    * @param {{align?: string, color?: string, weight?: number, size?: number, halo?: string}} style how it is written
    */
-  write(text, x, y, { align = "center", color, weight = 400, size = 11, halo } = {}) {
+  write(text, x, y, { align = "center", color, weight = 400, size, halo } = {}) {
     const { context, view } = this;
-    context.font = `${weight} ${size}px ${view.font}`;
+    context.font = `${weight} ${size ?? view.size}px ${view.font}`;
     context.textAlign = align;
     context.textBaseline = "middle";
     if (halo) {
@@ -88,10 +88,10 @@ export class Pen {
    * @returns {number} how wide it is, in pixels; the same texts come again in each picture
    */
   measure(text) {
-    const { widths, font } = this.view;
+    const { widths, font, size } = this.view;
     if (!widths.has(text)) {
       if (widths.size > 1000) widths.clear();
-      this.context.font = `11px ${font}`;
+      this.context.font = `${size}px ${font}`;
       widths.set(text, this.context.measureText(text).width);
     }
     return widths.get(text);

@@ -112,9 +112,10 @@ function placeTip({ el, wide, at, parts: { tip } }) {
   // in its own panel, if it has room there, else in the view
   const [from, room] = offsetWidth > tip.offsetWidth ? [offsetLeft, offsetWidth] : [0, wide];
   const x = clamp(beside, from, from + room - tip.offsetWidth);
-  const isBelow = at.card.header.marks.some(({ mark }) => ["Route", "Lamps"].includes(mark)); // over them stand numbers
-  const hasRoom = !isBelow && el.getBoundingClientRect().top + top - ROOF > tip.offsetHeight;
-  const y = hasRoom ? `calc(${top - 10}px - 100%)` : `${top + 16}px`;
+  const has = (kind) => at.card.header.marks.some(({ mark }) => mark === kind);
+  const over = has("Route") ? at.card.canvas.offsetTop : top - 10; // its numbers stand around the place
+  const hasRoom = !has("Lamps") && el.getBoundingClientRect().top + over - ROOF > tip.offsetHeight;
+  const y = hasRoom ? `calc(${over}px - 100%)` : `${top + 16}px`;
   tip.style.transform = `translate(${x}px, ${y})`;
 }
 

@@ -7,10 +7,9 @@ import { css, inkOn, mix } from "./colors.js";
 /** @typedef {import("./cards.js").Chart} Chart  A panel with axes. */
 /** @typedef {import("./view.js").Mark} Mark  With its arrays. */
 
-// The middles of the rows, as parts of the height, and in pixels the height of a box and of an expert.
-const ROUTE_ROWS = { token: 0.04, router: 0.18, bars: 0.22, experts: 0.52, sum: 0.79, answer: 0.95 };
-const LONGEST = 0.17; // bar, as a part of the height
-const [BOX_HIGH, EXPERT_HIGH] = [24, 32];
+// In pixels the height of a box, of an expert and of a probability; and how what is left is shared among what is between.
+const [BOX_HIGH, EXPERT_HIGH, TEXT_HIGH] = [24, 32, 17];
+const [OVER_ROUTER, OVER_EXPERTS, OVER_SUM] = [0.09, 0.55, 0.27];
 const motion = matchMedia("(prefers-reduced-motion: reduce)");
 const centred = (x, y, wide, high) =>
   new Path2D(`M${x - wide / 2} ${y - high / 2}h${wide}v${high}h${-wide}z`);
@@ -19,17 +18,15 @@ const bow = (x, y, toX, toY) =>
 
 function placesOfRoute({ box: { left, top, width, height } }, count) {
   const pitch = width / count;
-  const rows = Object.entries(ROUTE_ROWS).map(([name, part]) => [
-    name,
-    Math.round(top + part * height) + 0.5,
-  ]);
-  return {
-    ...Object.fromEntries(rows),
-    pitch,
-    middle: left + width / 2,
-    longest: LONGEST * height,
-    wide: width,
-  };
+  const left_over = Math.max(height - 4 * BOX_HIGH - EXPERT_HIGH, 0);
+  const router = top + 1.5 * BOX_HIGH + OVER_ROUTER * left_over;
+  const bars = router + BOX_HIGH / 2;
+  const experts = bars + OVER_EXPERTS * left_over + EXPERT_HIGH / 2;
+  const sum = experts + (EXPERT_HIGH + BOX_HIGH) / 2 + OVER_SUM * left_over;
+  const rows = { token: top + BOX_HIGH / 2, router, bars, experts, sum, answer: top + height - BOX_HIGH / 2 };
+  const sharp = Object.entries(rows).map(([name, y]) => [name, Math.round(y) + 0.5]);
+  const longest = Math.max(OVER_EXPERTS * left_over - TEXT_HIGH, 0);
+  return { ...Object.fromEntries(sharp), pitch, middle: left + width / 2, longest, wide: width };
 }
 
 /**
@@ -69,7 +66,7 @@ function drawFlow({ pen, view }, at, x, expert, weight, prob) {
   const color = css(view.palette[expert % 8]);
   const width = 2 + 7 * weight;
   const { context } = pen;
-  const below = at.bars + prob * at.longest + 17; // the number of its probability
+  const below = at.bars + prob * at.longest + TEXT_HIGH; // the number of its probability
   for (const path of [bow(x, below, x, at.experts), bow(x, at.experts, at.middle, at.sum)]) {
     pen.stroke(path, { color, width, lineCap: "butt" });
     context.lineDashOffset = motion.matches ? 0 : -performance.now() / 25;
@@ -102,7 +99,7 @@ function drawExpert({ pen, view }, at, x, expert, prob, weight) {
   if (at.pitch < (isBusy ? 25 : 34)) return;
   const isNarrow = pen.measure(percent(prob)) > at.pitch - 2;
   const text = isNarrow ? (100 * prob).toFixed() : percent(prob);
-  pen.write(text, x, at.bars + prob * at.longest + 9, { weight: isBusy ? 700 : 400 });
+  pen.write(text, x, at.bars + prob * at.longest + TEXT_HIGH / 2, { weight: isBusy ? 700 : 400 });
 }
 
 /**

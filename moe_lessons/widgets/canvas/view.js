@@ -66,6 +66,7 @@ import { css, hatchOf, inkOn, mix, tile } from "./colors.js";
  * @property {Color} faint the lines of a grid
  * @property {boolean} isDark whether the theme is
  * @property {string} font its letters
+ * @property {number} size of them, in pixels
  * @property {Map<string, number>} widths of texts, in pixels
  * @property {number} wide how wide it is, in pixels
  * @property {number} frame the number of the last picture that came
