@@ -49,12 +49,13 @@ PAGE_WORDS = {
     "label": "Type a text, or begin with:",
     "model": "It is a language model of {parameters} parameters: {layers} layers of {experts} experts, of which "
     "{top_k} serve each byte. We trained it on Python's documentation and source, in {steps} steps of {batch} × "
-    "{window} bytes (python -m web.text_model). Untrained is the same model before its first step: the control. 'Write "
+    "{window} bytes. Untrained is the same model before its first step: the control. 'Write "
     "a letter' adds the likeliest one; 'Write on' draws each letter by its probability, with random numbers from seed "
     "0.",
     "surprise": "On average each byte of this text surprised the trained model by {trained} nats, the untrained one by "
     "{untrained}; a guess among 256 bytes would be 5.55.",
     "long": "Your text has {bytes} bytes: the model reads the last {window}.",
+    "unseen": "It has never seen {letters}: its training text is ASCII.",
     "empty": "There is no text: type a letter, and the model reads it.",
     "letter": "Write the likeliest letter at the end",
     "on": "Write letter after letter, each drawn by its probability, until it is pressed again",

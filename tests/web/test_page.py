@@ -470,12 +470,13 @@ def test_it_begins_within_a_word_breaks_none_and_says_which_letter_has_most_firs
     own.letters.first.wait_for()
     assert own.state["token"] == str(text.index("behind") + 3)
     trace = trace_text(stored_models()["Trained"], text)
-    for layer in (1, 0):
-        own.control("layer").fill(str(layer))
-        firsts = trace[(trace["layer"] == layer) & (trace["byte"] > 32)].groupby("byte")["expert0"]
-        several, repeated = ((counts > 1).sum() for counts in (firsts.nunique(), firsts.size()))
-        said = f"; {several} of {repeated} repeated characters have several first experts."
-        expect(own.page.locator(".moe-words")).to_contain_text(said)
+    firsts = trace[trace["byte"] > 32].groupby(["layer", "byte"])["expert0"]
+    first, *later = (firsts.nunique() > 1).groupby("layer").sum()
+    repeated = (firsts.size() > 1).groupby("layer").sum()[0]
+    assert first < min(later)
+    said = f"by the letter ({first} of {repeated} repeated ones have several first experts), layers 1 and 2 also"
+    expect(own.page.locator(".moe-words")).to_contain_text(said)
+    expect(own.page.locator(".moe-words")).to_contain_text("precedes it ({}, {}).".format(*later))
     lines = "words => words.map(word => new Set([...word.children].map(letter => letter.offsetTop)).size)"
     assert set(own.page.locator(".moe-word").evaluate_all(lines)) == {1}
     block = own.page.locator("figure", has_text="through the block").locator("canvas").bounding_box()
@@ -487,6 +488,7 @@ def test_it_writes_the_likeliest_letter_and_then_goes_on_by_chance(visit):
     own, model, field = visit("text=The+o", view="text"), stored_models()["Trained"], "textarea"
     for text in ("The o", "τηε μ"):
         type_text(own, text)
+        expect(own.said).to_have_text("It has never seen τ η ε: its training text is ASCII." * (not text.isascii()))
         own.button("Write a letter").click()
         end = model.generate(to_bytes(text)[None], 1, temperature=0)[0]
         expect(own.page.locator(field)).to_have_value(decode(end))
@@ -503,6 +505,7 @@ def test_it_writes_the_likeliest_letter_and_then_goes_on_by_chance(visit):
     own.button("Write on").click()
     own.page.wait_for_function("() => document.querySelector('textarea').value.length > 66")
     expect(own.said).to_contain_text("reads the last 64")
+    assert "never seen" not in own.said.inner_text()
     assert own.page.locator("figure").first.bounding_box()["y"] == room
     own.button("code").click()  # another text stops it, too
     own.button("Write on").wait_for()

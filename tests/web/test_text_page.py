@@ -75,6 +75,10 @@ def test_english_that_a_visitor_types_surprises_it_less_than_a_guess(text):
     assert surprise["Trained"] < 3.5 < 5.545 < surprise["Untrained"]  # a guess among 256 bytes: 5.545
 
 
+def test_what_it_was_trained_on_is_ascii_as_the_page_says():
+    assert all(text().isascii() for text in text_model.REAL_TEXTS.values())
+
+
 def test_one_command_trains_it_and_keeps_both(tmp_path, capsys):
     path = tmp_path / "models" / "text.z"
     text_model.main(path, steps=21)

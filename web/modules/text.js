@@ -10,6 +10,7 @@ const MOST = 1000;
 const PAUSE = 200; // letters in the address; milliseconds between two that are written
 const utf8 = new TextEncoder();
 const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+const decoder = new TextDecoder();
 const lengthBy = (lead) => (lead < 0xc0 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4); // bytes of a letter of UTF-8
 
 function lettersOf(bytes) {
@@ -88,25 +89,21 @@ export function panelsOf(manifest, outs, { bytes, layer, token: selected, pointe
   return { panels, arrays };
 }
 
-// How many characters that repeat have several first experts in a layer, and which has most.
-export function noticed({ names }, out, bytes, layer) {
-  const firsts = new Map(); // byte -> the first choices of all that are the same
+// In each layer, how many of the characters that repeat have several first experts: what a layer routes by.
+export function noticed({ layers }, out, bytes) {
+  const places = new Map(); // byte -> where it stands
   bytes.forEach((byte, at) => {
-    const [first] = rowOf(out.experts, layer, at);
-    if (byte > 32 && byte < 127) firsts.set(byte, [...(firsts.get(byte) ?? []), first]);
+    if (byte > 32 && byte < 127) places.set(byte, [...(places.get(byte) ?? []), at]);
   });
-  const experts = (all) => [...new Set(all)];
-  const repeated = [...firsts].filter(([, all]) => all.length > 1);
-  const several = repeated.filter(([, all]) => experts(all).length > 1);
-  const rank = ([, all]) => bytes.length * experts(all).length + all.length;
-  const [[byte, most] = []] = several.sort((one, other) => rank(other) - rank(one));
+  const repeated = [...places.values()].filter(({ length }) => length > 1);
   if (!repeated.length) return "";
-  const of = `of ${repeated.length} repeated characters`;
-  if (!most) return `In layer ${layer} none ${of} changes its first expert.`;
-  const counts = experts(most).map((expert) => [expert, most.filter((each) => each === expert).length]);
-  const sorted = counts.sort(([, one], [, other]) => other - one);
-  const choices = sorted.map(([expert, count]) => `E${expert} (${count}×)`).join(", ");
-  return `The same letter, different experts: “${names[byte]}” goes first to ${choices} in layer ${layer}; ${several.length} ${of} have several first experts.`;
+  const firsts = (layer, all) => new Set(all.map((at) => rowOf(out.experts, layer, at)[0]));
+  const several = (layer) => repeated.filter((all) => firsts(layer, all).size > 1).length;
+  const [first, ...later] = range(layers).map(several);
+  const names = later.map((_, i) => i + 1).join(" and ");
+  if (2 * first <= repeated.length && later.every((count) => count > first))
+    return `Layer 0 routes mostly by the letter (${first} of ${repeated.length} repeated ones have several first experts), layers ${names} also by what precedes it (${later.join(", ")}).`;
+  return `Of ${repeated.length} repeated letters have several first experts: ${first} in layer 0; in layers ${names} ${later.join(", ")}.`;
 }
 
 // The byte in the middle of the last of the longest words: there is something before it and after it.
@@ -230,7 +227,9 @@ class OwnText {
     const token = Math.min(this.token ?? count, count - 1);
     const note = text ? count < all.length && filled(words.long, { bytes: all.length, window }) : words.empty;
     const cut = text.length > MOST ? `A link has its last ${MOST.toLocaleString("en")} letters.` : "";
-    place.say([this.trouble, note, cut].filter(Boolean).join(" "));
+    const strange = [...new Set(decoder.decode(bytes))].filter((letter) => letter > "~").slice(0, 3);
+    const unseen = strange.length && filled(words.unseen, { letters: strange.join(" ") });
+    place.say([this.trouble, note, unseen, cut].filter(Boolean).join(" "));
     const state = { text: text.slice(-MOST), layer, ...(this.token !== null && { token }) };
     if (!this.writing) place.keep(String(new URLSearchParams(state)));
     this.controls[0].show(
@@ -256,7 +255,7 @@ class OwnText {
     );
     const [trained, untrained] = outs.map(({ surprise: { data } }) => data[count - 2]?.toFixed(2));
     const reading = count > 1 ? filled(words.surprise, { trained, untrained }) : "";
-    const notice = noticed(manifest, outs[0], bytes, layer);
+    const notice = noticed(manifest, outs[0], bytes);
     const { slots, data } = pack(arrays);
     const seen = {
       count: made.panels.length,

@@ -119,7 +119,9 @@ class Wall extends History {
     const { num_entries: N } = this.values;
     const part = { 2: "twice", 0.5: "half" }[N / numbers.entries];
     const longer =
-      this.step >= this.budget && part ? ` All trained ${part} the steps of ${numbers.entries} entries.` : "";
+      this.step === this.budget && part
+        ? ` All trained ${part} the steps of ${numbers.entries} entries.`
+        : "";
     if (other < FEW * N) return longer;
     const more = own > 1.1 * other ? `${+(own / other).toPrecision(2)} times as many as` : "about as many as";
     const times = own > 0.9 * other ? more : "fewer than";

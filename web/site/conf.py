@@ -45,8 +45,9 @@ html_theme_options |= {"footer_start": [], "footer_end": []}
 VIEWS = {  # pages of the site, each with the view of the page of this name
     "wall": {
         "title": "Memorisation grid",
-        "text": "What do more parameters buy at the same FLOPs? Three models memorise a phone book: each square is an "
-        "entry, full once its number is memorised, pale before. Then try 800 entries.",
+        "text": "What do more parameters buy at the same FLOPs? Three models memorise a phone book: a square is an "
+        "entry, full once memorised. Then try 800: 32 experts add little to 16, as both lack steps; Play again: both "
+        "have 98 %.",
         "picture": "_images/facts.png",
         "alt": "Three memorisation grids: the MoE has nearly all squares in colour, dense 1× under half, dense 8× all",
     },
@@ -60,7 +61,7 @@ VIEWS = {  # pages of the site, each with the view of the page of this name
     },
     "text": {
         "title": "Your own text, read by experts",
-        "text": "Type: each letter takes the colour and number of its first expert in a small MoE. Select one.",
+        "text": "Type: each letter shows its first expert. Select one.",
         "picture": "_static/text.png",
         "alt": "A sentence twice, each letter in the colour of its expert: in a trained model and in an untrained one",
     },

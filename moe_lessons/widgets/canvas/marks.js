@@ -445,7 +445,7 @@ function drawArrow({ pen, x, y }, [fromX, fromY, toX, toY], color, isStrong) {
 function drawLamps({ pen, view, box }, { right, columns, ink, answers }) {
   const wide = box.width / columns;
   const high = box.height / Math.ceil(right.length / columns);
-  const gap = Math.min(wide, high) > 3.5 ? 1 : 0.5;
+  const gap = Math.min(wide, high) > 5 ? 1 : 0.5;
   const place = (i) => [box.left + (i % columns) * wide, box.top + Math.floor(i / columns) * high];
   const [, digits] = answers.shape;
   const part = (count) => (count < digits ? (PALE * count) / digits : 1);
