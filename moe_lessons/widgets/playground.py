@@ -141,7 +141,7 @@ class Playground(Lab):
         healthy = self.preset_button("healthy", "Healthy", TIPS["presets"]["healthy"], icon=AFRESH)
         collapse = self.button("Collapse", TIPS["front"]["Collapse"], self.collapse, icon=AFRESH)
         rescue = self.button("Rescue", TIPS["front"]["Rescue"], self.rescue)
-        self._front_buttons = [(healthy, asdict(PRESETS["healthy"])), (collapse, COLLAPSE), (rescue, RESCUE)]
+        self._front_buttons = [(healthy, asdict(PRESETS["healthy"])), (collapse, COLLAPSE)]
         self._more = W.ToggleButton(description="More", tooltip=TIPS["front"]["More"])
         self._more.observe(lambda _: self.post(self._show_rest), "value")
         self._rest += [collapse, rescue, *steps]  # they would answer what the first lesson asks

@@ -293,19 +293,20 @@ def edge_words(found: tuple[float, float] | None, at: Callable[[np.ndarray], np.
     lower, upper = (f"{edge:.1f}" if edge < 10 else f"{edge:,.0f}" for edge in found)
     upper += " (beyond this map)" if found[1] > 2**LAST else ""
     paces = [pace(1), pace(*np.geomspace(*found, 9)), pace(FAR)]
-    if lower == "1.0" or paces[0] == paces[1]:
+    if paces[0] == paces[1]:
         _, *paces = paces
         lower = upper
     elif paces[1] == paces[2]:
         paces.pop()
     if len(set(paces)) == 1:
         return f"{paces[0]} at every batch size"
+    first = f"{paces[0]} at batch size 1" if lower == "1.0" else f"{paces[0]} below batch size {lower}"
     if len(paces) == 2:
-        return f"{paces[0]} below batch size {lower}, {paces[1]} above"
+        return f"{first}, {paces[1]} above"
     below, between, above = paces
-    if below == above:
+    if below == above and lower != "1.0":
         return f"{below} below batch size {lower} and above {upper}, {between} between"
-    return f"{below} below batch size {lower}, {between} up to {upper}, {above} above"
+    return f"{first}, {between} up to {upper}, {above} above"
 
 
 def flop_words(count: float) -> str:

@@ -211,5 +211,5 @@ def test_the_answer_says_what_the_mixture_stores_and_computes_beside_the_dense_m
     lab = Playground(num_experts=num_experts)
     (caption,) = (panel.caption for panel in lab.panels() if panel.title.startswith("Stored"))
     large = list(lab.runs)[-1]
-    said = rf"The MoE stores like {large} \(\d+\s%\), computes {times} times as much as dense, 1× .*: \d+\s% right\."
+    said = rf"The MoE is \d+\s% right: stores like {large} \(\d+\s%\), computes {times} times as much as dense, 1× .*\."
     assert re.fullmatch(said, caption)

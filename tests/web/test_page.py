@@ -488,7 +488,7 @@ def test_it_writes_the_likeliest_letter_and_then_goes_on_by_chance(visit):
     own, model, field = visit("text=The+o", view="text"), stored_models()["Trained"], "textarea"
     for text in ("The o", "τηε μ"):
         type_text(own, text)
-        expect(own.said).to_have_text("It has never seen τ η ε: its training text is ASCII." * (not text.isascii()))
+        expect(own.said).to_have_text("It has never seen τ η ε …: its training text is ASCII." * (not text.isascii()))
         own.button("Write a letter").click()
         end = model.generate(to_bytes(text)[None], 1, temperature=0)[0]
         expect(own.page.locator(field)).to_have_value(decode(end))

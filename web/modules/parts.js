@@ -238,7 +238,7 @@ export class Control {
       input.setAttribute("aria-valuetext", texts[at]);
     }
     input.disabled = Boolean(why) || stops.length < 2;
-    const always = stops.length < 2 ? `Always ${stops[0][0]} with one expert.` : "";
+    const always = stops.length < 2 && Number(stops[0][0]) ? `Always ${stops[0][0]} with one expert.` : "";
     this.why.textContent = why ? `Off: ${why}.` : always;
     this.element.title = why ? `${this.tip}. Off: ${why}` : this.tip;
     input.setAttribute("aria-description", this.element.title);

@@ -107,7 +107,7 @@ export class Playground {
       },
     };
     const has = (asked) => (values) => Object.entries(asked).every(([name, value]) => values[name] === value);
-    this.pressed = { Healthy: () => this.isAt("healthy"), Collapse: has(collapse), Rescue: has(rescue) };
+    this.pressed = { Healthy: () => this.isAt("healthy"), Collapse: has(collapse) };
     return Object.fromEntries(
       Object.entries(actions).map(([name, action]) => [name, button(name, tips[name], action)]),
     );

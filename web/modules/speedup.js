@@ -109,12 +109,15 @@ export function edgeWords(pair, last, at) {
   const inside = range(9).map((i) => pair[0] * (pair[1] / pair[0]) ** (i / 8));
   const paces = [[1], inside, [FAR]].map(pace);
   const ends = [lower, upper, ""];
-  const kept = range(3).filter((i) => paces[i] !== paces[i + 1] && ends[i] !== "1.0");
+  const kept = range(3).filter((i) => paces[i] !== paces[i + 1]);
   const [below, between, above] = kept.map((i) => paces[i]);
   if (!between) return `${below} at every batch size`;
-  if (!above) return `${below} below batch size ${ends[kept[0]]}, ${between} above`;
-  if (below === above) return `${below} below batch size ${lower} and above ${upper}, ${between} between`;
-  return `${below} below batch size ${lower}, ${between} up to ${upper}, ${above} above`;
+  const end = ends[kept[0]];
+  const first = end === "1.0" ? `${below} at batch size 1` : `${below} below batch size ${end}`;
+  if (!above) return `${first}, ${between} above`;
+  if (below === above && end !== "1.0")
+    return `${below} below batch size ${lower} and above ${upper}, ${between} between`;
+  return `${first}, ${between} up to ${upper}, ${above} above`;
 }
 
 // What memory has room for: how many sequences, or a sentence where none fits; of weights alone, any.
@@ -210,7 +213,7 @@ export function panelsOf(manifest, values) {
   };
   const over = (each) => `${short(each)}×: ${words(each)}`;
   const widest = [1, 2, 4].filter((each) => each < top);
-  const same = K === E ? ["With top-k = E both baselines are one: dense, 1×."] : [];
+  const same = K === E ? ["With top-k = E the MoE loads and computes what dense, 1×, does."] : [];
   const caption = ["The MoE over dense models:", ...[...widest, top].map(over), ...same];
   const steps = [step(batch), step(batch, width)];
   const table = tableOf(manifest, steps, batch, width, caption.join("\n"));

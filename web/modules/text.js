@@ -227,8 +227,9 @@ class OwnText {
     const token = Math.min(this.token ?? count, count - 1);
     const note = text ? count < all.length && filled(words.long, { bytes: all.length, window }) : words.empty;
     const cut = text.length > MOST ? `A link has its last ${MOST.toLocaleString("en")} letters.` : "";
-    const strange = [...new Set(decoder.decode(bytes))].filter((letter) => letter > "~").slice(0, 3);
-    const unseen = strange.length && filled(words.unseen, { letters: strange.join(" ") });
+    const strange = [...new Set(decoder.decode(bytes))].filter((letter) => letter > "~");
+    const letters = [...strange.slice(0, 3), ...(strange.length > 3 ? ["…"] : [])].join(" ");
+    const unseen = letters && filled(words.unseen, { letters });
     place.say([this.trouble, note, unseen, cut].filter(Boolean).join(" "));
     const state = { text: text.slice(-MOST), layer, ...(this.token !== null && { token }) };
     if (!this.writing) place.keep(String(new URLSearchParams(state)));

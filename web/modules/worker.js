@@ -219,9 +219,10 @@ const PANELS = {
     const [verdict, , dead] = verdictOf(run, out);
     const [, largest] = header.y.ticks.at(-1);
     const [right, other] = [percents[0], percents.at(-1)].map((percent) => `${percent}\u00a0%`);
+    const named = [percents[0], percents.at(-1), percents[1]]; // as in `answer` of plots/panels/compared.py
     if (run.step >= shared.numbers.recent && dead.length)
       header.caption = filled(shared.words.dead, { verdict, right, largest, other });
-    else header.caption = header.caption.replace(/\d+(?=\u00a0%)/g, () => percents.pop());
+    else header.caption = header.caption.replace(/\d+(?=\u00a0%)/g, () => named.shift());
     return { ...manifest.answer, "0.places": [type, shape, places] };
   },
   heatmap(run, { probs, serves }) {

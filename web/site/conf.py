@@ -46,8 +46,8 @@ VIEWS = {  # pages of the site, each with the view of the page of this name
     "wall": {
         "title": "Memorisation grid",
         "text": "What do more parameters buy at the same FLOPs? Three models memorise a phone book: a square is an "
-        "entry, full once memorised. Then try 800: with 16 or 32 experts these steps do not suffice for all; "
-        "Play again: both have 98 %.",
+        "entry, full once memorised. Then try 800: in 600 steps neither 16 nor 32 experts learn all; "
+        "in 1,200, by Play again, 98 %.",
         "picture": "_images/facts.png",
         "alt": "Three memorisation grids: the MoE has nearly all squares in colour, dense 1× under half, dense 8× all",
     },

@@ -153,11 +153,11 @@ def answer(view) -> Panel:
     (_, first, *_), largest = view.runs, list(view.runs)[-1]
     percents = [f"{percent:.0f}\N{NO-BREAK SPACE}%" for percent in right]
     stores, computes = beside(sizes[0], sizes[-1]), beside(flops[0], flops[1])
-    caption = f"The MoE stores {stores} {largest} ({percents[-1]}), "
-    caption += f"computes {computes} {first} ({percents[1]}): {percents[0]} right."
+    caption = f"The MoE is {percents[0]} right: stores {stores} {largest} ({percents[-1]}), "
+    caption += f"computes {computes} {first} ({percents[1]})."
     if first == largest:
-        caption = f"Top-k = E: both baselines are one model, {first} ({percents[1]}). "
-        caption += f"The MoE stores {stores} it, computes {computes} it: {percents[0]} right."
+        caption = f"The MoE is {percents[0]} right: stores {stores} and computes {computes} {first} ({percents[1]}), "
+        caption += "both baselines in one, as top-k = E."
     if view.dead:
         said = {"right": percents[0], "largest": largest, "other": percents[-1]}
         caption = WITH_DEAD.format(verdict=view.load_words()[0], **said)
