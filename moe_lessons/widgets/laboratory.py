@@ -165,11 +165,10 @@ class Lab(LiveRun):
             self.loop.post({} if is_idle else {name: asked_by(name, change["new"])})
 
     def apply_by_hand(self, asked: Mapping[str, Any]) -> None:
-        """Apply what was moved by hand. What then starts afresh trains; a knob that is turned goes on from a pause."""
-        before, values = self.state, self.in_force(self.state.values)
+        """Apply what was moved by hand; what then starts afresh trains."""
+        before = self.state
         self.apply(asked)
-        is_turned = self.spec.changes(values, self.in_force(self.state.values)).knob and not self.running
-        if self.state is not before or is_turned:
+        if self.state is not before:
             self.play_as_at_first()
 
     def play_as_at_first(self) -> None:

@@ -61,10 +61,9 @@ async def act(lab, oracle: Oracle, chance: random.Random) -> None:
         page.start(), page.join()
         click(lab, "take back", 0) if kind == "take back" else oracle.ask(**{name: asked[name]})
         await settled()
-        lab.pause()  # what started afresh or was turned trains on
+        lab.pause()  # what started afresh trains on
         await settled()
-        steps = lab.step - len(oracle.runs["MoE"].records)
-        oracle.train(1 if steps < 0 else steps)  # fewer: it diverged
+        oracle.train(lab.step - len(oracle.runs["MoE"].records))
     elif kind == "set":
         lab.set(**asked), oracle.ask(**asked)
     elif kind == "refused":

@@ -142,8 +142,9 @@ def test_it_learns_as_the_notebook_does_and_a_slider_acts_on_the_next_step(visit
     own.control("lr").focus()
     own.page.keyboard.press("End")  # the largest rate
     assert own.state == {"preset": "collapse", "seed": "1", "lr": "0.5"}
-    own.wait_step(250)  # a knob that is turned trains
-    own.button("Pause").click()
+    expect(own.said).to_have_text("In force from the next step: press Play.")
+    own.train(50)
+    expect(own.said).to_have_text("")
     assert own.measured()[0] > 2 * learned[0]
 
 
@@ -242,8 +243,9 @@ def test_where_it_diverges_it_says_so_and_goes_on_with_a_lower_rate(visit, view,
     own.button("Play").wait_for()
     own.control("lr").focus()
     own.page.keyboard.press("Home")
-    own.wait_step(own.step + 1)
-    own.button("Pause").click()
+    at = own.step
+    own.button("Step").click()
+    own.wait_step(at + 1)
     assert trouble.inner_text() == "" and own.measured()[0] < 100
 
 

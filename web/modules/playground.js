@@ -161,12 +161,14 @@ export class Playground {
     this.hear(content, [new DataView(data)]);
   }
   ask(kind, more) {
+    const { said } = this.place;
+    if (/play|steps/.test(kind) && said.textContent === this.settings.words.waits) this.say("");
     this.worker.postMessage({ kind, ...more });
   }
   /**
    * Put other values in force, as `Lab.apply` does: a new start for what is structural, else a turn of the knobs. Or say
-   * why not, and change nothing. A new start by a control or a preset trains, and so does a knob that is turned, as in the
-   * notebook; Restart and points leave a pause as it is.
+   * why not, and change nothing. A new start by a control or a preset trains; a knob, Restart and points leave a
+   * pause as it is.
    * From here on `values` are what is asked for; `standing` is what trains.
    */
   apply(asked, restart = false, trains = false, name = "") {
@@ -188,7 +190,7 @@ export class Playground {
       this.dead = [];
       this.ask("start", { values: inForce, name: settings.graph(values), trains });
     } else this.ask("turn", { values: inForce, knob: changes.knob, name });
-    if (changes.knob && trains && !this.isPlaying && !this.isOpening) this.ask("play");
+    if (changes.knob && trains && !this.isPlaying && !this.isOpening) this.say(settings.words.waits);
     this.isOpening ||= changes.restart;
     if (!this.isOpening) this.standing = values;
     this.show();
