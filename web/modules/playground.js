@@ -190,7 +190,7 @@ export class Playground {
       this.dead = [];
       this.ask("start", { values: inForce, name: settings.graph(values), trains });
     } else this.ask("turn", { values: inForce, knob: changes.knob, name });
-    if (changes.knob && trains && !this.isPlaying && !this.isOpening) this.say(settings.words.waits);
+    if (changes.knob && trains && !this.isPlaying && !this.isOpening) this.say(settings.words.waits ?? "");
     this.isOpening ||= changes.restart;
     if (!this.isOpening) this.standing = values;
     this.show();
