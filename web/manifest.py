@@ -121,7 +121,7 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
         "code_of": {"parts": read_parts(TEMPLATE), "tip": TIPS["code"]},
         "front": front,
         "words": {"load": WORDS, "reading": TIPS["reading"], "hints": TIPS["hints"],
-                  "dead": WITH_DEAD, "waits": "In force from the next step: press Play.", "title": PLAYGROUND.title,
+                  "dead": WITH_DEAD, "title": PLAYGROUND.title,
                   "not_made": NOT_MADE, "own": OWN},
         "numbers": {
             "map": CLASS_MAP, "width": D_MODEL, "tokens": NUM_TOKENS, "classes": NUM_CLASSES, "measured": NUM_MEASURED,

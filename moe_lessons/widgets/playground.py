@@ -78,7 +78,7 @@ class Playground(Lab):
         values |= {"device": device, "token": FRONT_TOKEN if self.is_front else 0, "mute": "none", "classes": "shown"}
         values |= setting | {"pen": "off"}
         self._rest: list[W.Widget] = []  # that only 'More' shows
-        self._front_buttons: list[tuple[W.Button, dict[str, Any]]] = []  # and what each of them sets
+        self._front_buttons: list[tuple[W.Button, Callable[[], bool]]] = []  # and whether each of them is lit
         self._past: list[str] = []  # points before each that were drawn
         columns = None if self.is_front else 3
         super().__init__(spec, values, panels, settings, play=play, max_steps=max_steps, columns=columns)
@@ -141,7 +141,10 @@ class Playground(Lab):
         healthy = self.preset_button("healthy", "Healthy", TIPS["presets"]["healthy"], icon=AFRESH)
         collapse = self.button("Collapse", TIPS["front"]["Collapse"], self.collapse, icon=AFRESH)
         rescue = self.button("Rescue", TIPS["front"]["Rescue"], self.rescue)
-        self._front_buttons = [(healthy, asdict(PRESETS["healthy"])), (collapse, COLLAPSE)]
+        self._front_buttons = [
+            (healthy, lambda: self.is_at("healthy")),
+            (collapse, lambda: COLLAPSE.items() <= self.state.values.items()),
+        ]
         self._more = W.ToggleButton(description="More", tooltip=TIPS["front"]["More"])
         self._more.observe(lambda _: self.post(self._show_rest), "value")
         self._rest += [collapse, rescue, *steps]  # they would answer what the first lesson asks
@@ -248,9 +251,8 @@ class Playground(Lab):
     def applied(self) -> None:
         for name, button in self._preset_buttons.items():
             button.button_style = "info" if self.is_at(name) else ""
-        for button, asked in self._front_buttons:
-            is_at = all(asked[n] == self.state.values[n] for n in asked if n != "points")
-            button.button_style = "info" if is_at else ""
+        for button, is_lit in self._front_buttons:
+            button.button_style = "info" if is_lit() else ""
 
     def choose_preset(self, name: str) -> None:
         """Set all controls to a preset and start afresh; points of your own stay. 'rescued' goes on with a collapsed

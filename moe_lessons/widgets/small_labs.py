@@ -113,21 +113,22 @@ class FactsLab(Lab):
 
     def words(self) -> str:
         step, known = self.readings[-1]
-        counts = {name: f"{int(each.sum()):,}" for name, each in known.items()}
+        counts = {name: int(each.sum()) for name, each in known.items()}
         flops = {name: flops_per_token(run.model) for name, run in self.runs.items()}
-        (mixture, count), *others = counts.items()
+        (mixture, own), (first, other), *_ = counts.items()
         said = [
-            TIPS["facts"]["other"].format(name=name, count=count, times=f"{flops[name] / flops[mixture]:.2g}")
-            for name, count in others
+            TIPS["facts"]["other"].format(name=name, count=f"{count:,}", times=f"{flops[name] / flops[mixture]:.2g}")
+            for name, count in counts.items()
+            if name != mixture
         ]
-        entries = f"{self.main_run.task.num_entries:,}"
-        found = TIPS["facts"]["known"].format(step=step, mixture=count, entries=entries, others="; ".join(said))
-        own, other, *_ = (int(each.sum()) for each in known.values())
-        if other < FEW * self.main_run.task.num_entries:
+        entries = self.main_run.task.num_entries
+        facts = {"mixture": f"{own:,}", "entries": f"{entries:,}", "others": "; ".join(said)}
+        found = TIPS["facts"]["known"].format(step=step, **facts)
+        if other < FEW * entries:
             return found
         times = f"{own / other:.2g} times as many as" if own > 1.1 * other else "about as many as"
         times = times if own > 0.9 * other else "fewer than"
-        return f"{found} {TIPS['facts']['compared'].format(times=times, name=others[0][0])}"
+        return f"{found} {TIPS['facts']['compared'].format(times=times, name=first)}"
 
     def sentence(self) -> str:
         return self.words()

@@ -284,7 +284,7 @@ def edge_words(found: tuple[float, float] | None, at: Callable[[np.ndarray], np.
     `edges`, by its speedup `at` batch sizes (B,)."""
 
     def pace(*batches: float) -> str:
-        away = min(at(np.array(batches))) - 1 if len(batches) > 1 else at(np.array(batches))[0] - 1
+        away = min(at(np.array(batches, float))) - 1
         return "about as fast" if abs(away) <= EVEN else "faster" if away > 0 else "slower"
 
     if found is None:
@@ -293,18 +293,16 @@ def edge_words(found: tuple[float, float] | None, at: Callable[[np.ndarray], np.
     lower, upper = (f"{edge:.1f}" if edge < 10 else f"{edge:,.0f}" for edge in found)
     upper += " (beyond this map)" if found[1] > 2**LAST else ""
     paces = [pace(1), pace(*np.geomspace(*found, 9)), pace(FAR)]
-    if paces[0] == paces[1]:
-        _, *paces = paces
-        lower = upper
-    elif paces[1] == paces[2]:
-        paces.pop()
-    if len(set(paces)) == 1:
-        return f"{paces[0]} at every batch size"
-    first = f"{paces[0]} at batch size 1" if lower == "1.0" else f"{paces[0]} below batch size {lower}"
-    if len(paces) == 2:
-        return f"{first}, {paces[1]} above"
-    below, between, above = paces
-    if below == above and lower != "1.0":
+    kept = [*(i for i in (0, 1) if paces[i] != paces[i + 1]), 2]
+    below, *others = (paces[i] for i in kept)
+    if not others:
+        return f"{below} at every batch size"
+    end = (lower, upper)[kept[0]]
+    first = f"{below} at batch size 1" if end == "1.0" else f"{below} below batch size {end}"
+    if len(others) == 1:
+        return f"{first}, {others[0]} above"
+    between, above = others
+    if below == above and end != "1.0":
         return f"{below} below batch size {lower} and above {upper}, {between} between"
     return f"{first}, {between} up to {upper}, {above} above"
 

@@ -6,6 +6,7 @@ import { GIVEN, copyOrSave } from "./canvas/copy.js";
 import { Control, KEPT, bar, button, filled, guide, hasMouse, json, make, unpacked } from "./parts.js";
 import { Settings } from "./settings.js";
 
+const WAITS = "In force from the next step: press Play.";
 const SLOWLY = 100; // steps a second of what begins, until it is touched: one sees how it learns
 const HIDDEN = 24; // pixels of the block below which a finger does not move the page
 const LOADING = "Loading what trains.";
@@ -161,8 +162,7 @@ export class Playground {
     this.hear(content, [new DataView(data)]);
   }
   ask(kind, more) {
-    const { said } = this.place;
-    if (/play|steps/.test(kind) && said.textContent === this.settings.words.waits) this.say("");
+    if (/^(play|steps)$/.test(kind) && this.place.said.textContent === WAITS) this.say("");
     this.worker.postMessage({ kind, ...more });
   }
   /**
@@ -190,10 +190,15 @@ export class Playground {
       this.dead = [];
       this.ask("start", { values: inForce, name: settings.graph(values), trains });
     } else this.ask("turn", { values: inForce, knob: changes.knob, name });
-    if (changes.knob && trains && !this.isPlaying && !this.isOpening) this.say(settings.words.waits ?? "");
+    if (changes.knob && trains && !this.isPlaying && !this.isOpening) this.say(WAITS);
     this.isOpening ||= changes.restart;
     if (!this.isOpening) this.standing = values;
+    this.showOpening();
     this.show();
+  }
+  // What is seen is of the earlier run until a new one has come.
+  showOpening() {
+    this.view.classList.toggle("moe-starting", Boolean(this.isOpening));
   }
   /** Set all that a preset sets, and train; 'rescued' goes on with a collapsed run, if that is here. */
   choose(preset) {
@@ -212,11 +217,14 @@ export class Playground {
         this.show();
       }
     }
+    if (content || refused) this.showOpening();
     if (!content) return;
     this.draw(content, data);
     const { dead } = content.words;
-    if (dead) this.dead = dead;
-    if (dead) this.hint?.();
+    if (dead) {
+      this.dead = dead;
+      this.hint?.();
+    }
     if (playing === this.isPlaying) return;
     this.isPlaying = playing;
     this.play.textContent = playing ? "Pause" : "Play";
