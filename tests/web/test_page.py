@@ -10,6 +10,8 @@ import pytest
 from playwright.sync_api import expect
 
 from moe_lessons.analysis import trace_text
+from moe_lessons.analysis.roofline import machine_for, machines, published_sizes
+from moe_lessons.analysis.speedup import speedups
 from moe_lessons.plots.marks import CLASSES
 from moe_lessons.tasks import decode
 from moe_lessons.tasks import encode as to_bytes
@@ -45,14 +47,14 @@ class Visit:
         self.page.emulate_media(reduced_motion="reduce" if is_calm else "no-preference")  # calm: it waits for Play
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.canvas, self.said = self.page.locator(".moe-canvas"), self.page.locator(".moe-said")
+        self.canvas, self.said = self.page.locator(".moe-canvas").first, self.page.locator(".moe-said")
         self.letters = self.page.locator("figure:first-child span[data-byte]")
         before(self.page)
         self.page.goto(address)
 
     def ready(self) -> "Visit":
         """All of it is shown."""
-        self.page.locator(".moe-canvas[data-step]").wait_for()
+        self.page.locator(".moe-canvas[data-step]").first.wait_for()
         if (more := self.button("More")).is_visible():
             more.click()
         self.page.locator(".moe-page tbody tr").first.wait_for()
@@ -253,7 +255,7 @@ def test_where_it_diverges_it_says_so_and_goes_on_with_a_lower_rate(visit, view,
 def touched(visit):
     """The playground on a phone, and swipe(element, start, across, up): a finger on it, from a part of its size."""
     own = visit(view="index", is_mobile=True, **PHONE)
-    own.page.locator(".moe-canvas[data-step]").wait_for()
+    own.page.locator(".moe-canvas[data-step]").first.wait_for()
     touch = own.page.context.new_cdp_session(own.page)
 
     def swipe(element, start: tuple[float, float], across=0, up=0) -> None:
@@ -279,7 +281,7 @@ def test_a_finger_that_scrolls_moves_no_slider(touched):
 
 def test_a_finger_that_scrolls_selects_no_token_and_one_that_taps_does_without_a_tip(touched):
     own, swipe = touched
-    figures, top = own.page.locator(".moe-canvas figure"), "scrollY"
+    figures, top = own.page.locator(".moe-page-view figure"), "scrollY"
     territory = figures.first.locator("canvas")
     for start in ((0.3, 0.3), (0.5, 0.6), (0.6, 0.4)):
         before = own.page.evaluate(top)
@@ -288,7 +290,7 @@ def test_a_finger_that_scrolls_selects_no_token_and_one_that_taps_does_without_a
         own.page.evaluate("scrollTo(0, 0)")
     swipe(territory, (0.3, 0.3))
     expect(own.canvas).to_have_attribute("data-token", own.state["token"])
-    expect(own.page.locator(".moe-tip")).to_be_hidden()
+    expect(own.page.locator(".moe-page-view .moe-tip")).to_be_hidden()
     own.page.wait_for_timeout(500)
     assert own.page.evaluate(top) == 0  # nearly all of the block is in sight
     count = figures.count()
@@ -351,11 +353,23 @@ def test_one_line_shows_a_state_in_another_document(visit, serve, tmp_path):
     assert frame.locator("#moe-seed").input_value() == "1" and frame.locator("#moe-task").input_value() == "voronoi"
 
 
+def test_a_real_mixture_with_as_many_experts_is_compared_with_dense_models_at_once(visit):
+    own, about = visit().ready(), ".moe-faster p"
+    roof = machine_for(machines().loc["NVIDIA H200 SXM"], "fp8")
+    for state, top_k in (("", 2), ("preset=collapse", 1)):
+        own.go(state)
+        sizes = published_sizes()["Mixtral 8x7B"].with_experts(8, top_k)
+        (times,) = speedups(sizes, roof, "fp8", np.ones(1)).at(np.array([8 / top_k]))[0]
+        said = f"Over dense, {8 // top_k}×: {times:.2g} times as fast at batch size 1; never slower. Over dense, "
+        expect(own.page.locator(about)).to_contain_text(said)
+        expect(own.page.locator(f"{about} a")).to_have_attribute("href", re.compile(f"top_k={top_k}&"))
+
+
 def test_the_models_before_their_first_step_stand_where_they_train_which_follows_the_pointer(visit):
     waiting, opened = [], []
     take = lambda route: route.continue_() if opened else waiting.append(route)  # noqa: E731
     own = visit(before=lambda page: page.route("**/*.step.z", take))
-    status, figures = own.page.locator(".moe-status"), own.page.locator(".moe-canvas figure")
+    status, figures = own.page.locator(".moe-page-view .moe-status"), own.page.locator(".moe-page-view figure")
     expect(status).to_have_text("step 0 · loading")
     places = figures.evaluate_all("all => all.map(({offsetTop, offsetLeft}) => [offsetTop, offsetLeft])")
     own.button("Collapse").click()  # what is pressed before it is there counts

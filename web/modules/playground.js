@@ -75,7 +75,11 @@ export class Playground {
     for (const element of this.rest) element.hidden = true;
     place.home.replaceChildren(dock, ...bars, place.said, this.view);
     if (front && !place.state) this.drawFirst();
-    if ("guide" in place.home.dataset) this.guide();
+    this.faster = make("div", { class: "moe-faster" });
+    if ("guide" in place.home.dataset) {
+      this.guide();
+      place.home.append(this.faster);
+    }
     this.worker = new Worker(new URL(worker, import.meta.url), { type: "module" });
     this.worker.onmessage = ({ data }) => this.answer(data);
     this.worker.onerror = () =>
@@ -158,8 +162,15 @@ export class Playground {
       this.view.replaceChildren();
       this.still = null;
       canvas.render({ el: this.view, model });
+      if (this.faster.isConnected) this.drawFaster();
     }
     this.hear(content, [new DataView(data)]);
+  }
+  /** Draw how much faster it is, once the first picture is there. */
+  async drawFaster() {
+    const { faster } = await import("./faster.js");
+    this.compare = await faster(this.faster, this.settings.colors);
+    this.compare(this.values);
   }
   ask(kind, more) {
     if (/^(play|steps)$/.test(kind) && this.place.said.textContent === WAITS) this.say("");
@@ -276,6 +287,7 @@ export class Playground {
     for (const [name, isAt] of Object.entries(this.pressed))
       this.buttons[name].setAttribute("aria-pressed", isAt(values));
     this.place.keep(settings.address(values));
+    this.compare?.(values);
   }
   open() {
     try {

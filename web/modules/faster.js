@@ -1,0 +1,76 @@
+// Beside the playground: how much faster a real mixture with as many experts is than dense models, by batch size. Computed
+// by the roofline of the speedup map (speedup.js), of decoding with the layers of Mixtral 8x7B, without a KV cache; in
+// fp8, so that sixteen experts fit into one H200.
+
+import canvas from "./canvas/index.js";
+import { range, short } from "./canvas/numbers.js";
+import { json, make, pack } from "./parts.js";
+import { costsOf, edgeWords, edgesOf, stepOf } from "./speedup.js";
+
+const [MODEL, MACHINE, WEIGHTS] = ["Mixtral 8x7B", "NVIDIA H200 SXM", "fp8"];
+const HOW = `Computed by the roofline, not measured: ${MODEL}'s layers on one H200, ${WEIGHTS}. `;
+
+/** Give what draws it in an element for E experts, top-K. */
+export async function faster(home, colors) {
+  const { models, machines, bytes, inks, last } = await json("speedup.json");
+  const [model, [bandwidth, , peak]] = [models[MODEL], machines[MACHINE]];
+  const [view, words] = [make("div"), make("p", { class: "moe-about" })];
+  const link = make("a", {}, "Speedup map");
+  let hear;
+  let frame = 0;
+  home.replaceChildren(view, words);
+  canvas.render({ el: view, model: { on: (_, action) => (hear = action), off() {}, get() {}, send() {} } });
+  return ({ num_experts: E, top_k: K }) => {
+    const [weight, cached] = bytes[WEIGHTS];
+    const setting = { E, K, weight, cached, context: 0 };
+    const roof = [bandwidth, peak];
+    const seconds = (batch, width) => stepOf(costsOf(model, setting, batch, width), roof).seconds;
+    const speedup = (batch, width) => seconds(batch, width) / seconds(batch);
+    const widths = [...new Set([E / K, Math.max(E / K / 2, 1)])]; // as wide as all experts, and half as wide
+    const x = range(last + 1);
+    const curves = [x.map(() => 1), ...widths.map((width) => x.map((row) => speedup(2 ** row, width)))];
+    const arrays = {};
+    const marks = curves.map((y, i) => {
+      const [width, slots] = [`${widths[i - 1]}×`, { x: { slot: `0.${i}.x` }, y: { slot: `0.${i}.y` } }];
+      arrays[slots.x.slot] = ["f4", [x.length], x];
+      arrays[slots.y.slot] = ["f4", [x.length], y];
+      const [name, end] = i ? [`dense, ${width}`, `over ${width}`] : ["as fast", "as fast"];
+      return { mark: "Line", ...slots, name, end, ink: inks[name] ?? inks[""], strong: i > 0 };
+    });
+    const ticks = x.map((row) => [row, (2 ** row).toLocaleString("en")]);
+    const high = Math.ceil(Math.max(1.5, ...curves.flat()));
+    const panel = {
+      title: "Faster? Speedup by batch size",
+      marks,
+      x: { low: 0, high: last, label: "batch size", ticks, link: "batch" },
+      y: { low: 0, high, label: "", link: "" },
+      ...{ width: 12, least_width: 0, height: 150, caption: "", selected: false },
+    };
+    const { slots, data } = pack(arrays);
+    const seen = { count: 1, experts: 0, words: "" };
+    const content = {
+      frame: ++frame,
+      ...(frame === 1 && { colors }),
+      panels: { 0: panel },
+      slots,
+      words: seen,
+    };
+    hear(content, [new DataView(data)]);
+    const found = widths.map((width) => {
+      const pace = edgeWords(edgesOf(model, setting, roof, width), last, (batch) => speedup(batch, width));
+      const first =
+        width > 1 ? `${short(+speedup(1, width).toPrecision(2))} times as fast at batch size 1; ` : "";
+      return `Over dense, ${width}×: ${first}${pace}. `;
+    });
+    const asked = {
+      model: MODEL,
+      num_experts: E,
+      top_k: K,
+      machine: MACHINE,
+      weights: WEIGHTS,
+      width: widths[0],
+    };
+    link.href = new URL(`../speedup.html${E > 1 ? `#${new URLSearchParams(asked)}` : ""}`, import.meta.url);
+    words.replaceChildren(...found, HOW, link);
+  };
+}
