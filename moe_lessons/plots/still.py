@@ -320,7 +320,7 @@ def draw_route(mark: marks.Route, ax, panel):
         annotate(ax, f"E{expert}" if len(probs) <= 10 else str(expert), (x[expert], 0.52), **place)
         if len(probs) <= 10:
             annotate(ax, style.percent(prob), (x[expert], 0.255 + 0.17 * prob), ha="center", weight=weight, zorder=4)
-    terms = " + ".join(f"{weights[e]:.2f} · E{e}(x)" for e in busy) or "0: no expert serves it"
+    terms = " + ".join(f"{style.as_weight(weights[e])} · E{e}(x)" for e in busy) or "0: no expert serves it"
     total = f"y = {terms}" if len(busy) <= 4 else f"weighted sum of {len(busy)} experts"
     each = f"a probability for each of {len(probs)} experts" if len(probs) > 1 else "there is one expert"
     router = f"router: {each}"

@@ -103,6 +103,11 @@ def percent(part: float) -> str:
     return f"{100 * part:.{1 if 0 < part < 0.0995 else 0}f} %"
 
 
+def as_weight(weight: float) -> str:
+    """Write the weight of an expert that serves in hundredths, as numbers.js does."""
+    return "<0.01" if weight < 0.005 else f"{weight:.2f}"
+
+
 class LessonFigure(Figure):
     """A matplotlib figure in the style of the course, without pyplot and its global state; a notebook shows it.
 

@@ -12,6 +12,7 @@ from moe_lessons.nn import MoE, muted
 from moe_lessons.plots.marks import CLASSES, Panel
 from moe_lessons.plots.panels._history import LOAD_WINDOW
 from moe_lessons.plots.panels.block import as_digits
+from moe_lessons.plots.theme import as_weight
 from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import PLANE_TASKS
 from moe_lessons.tasks.plane import read_points
@@ -308,7 +309,7 @@ class Playground(Lab):
         read = ", ".join(f"E{e} {logits[e]:+.2f} ({100 * probs[e]:.0f} %)" for e in best).replace("-", "−")
         mine = routing.token_idx == i
         chosen = zip(routing.weight[mine].tolist(), routing.expert_idx[mine].tolist())
-        served = ", ".join(f"{weight:.2f} × E{expert}" for weight, expert in chosen) or TIPS["reading"]["dropped"]
+        served = ", ".join(f"{as_weight(w)} × E{expert}" for w, expert in chosen) or TIPS["reading"]["dropped"]
         verdict = "correct" if plane.correct[i] else "wrong"
         place = {"x": as_digits(x), "y": as_digits(y)}
         facts = place | {"label": CLASSES[plane.classes[i]], "verdict": verdict, "read": read, "served": served}

@@ -135,9 +135,14 @@ export class Playground {
       Rescue: () => (this.dead.length ? filled(hints.dead, { names: listed(this.dead) }) : hints.Rescue),
       top_k: () => `${hints[this.rescued ? "rescued" : "nothing"]} ${hints.top_k}`,
     };
+    const isBalanced = () => this.values.router_aux_loss_coef > 0 && !this.rescued;
+    const ended = () => (this.dead.length ? said.Rescue() : hints[isBalanced() ? "ended" : "ended later"]);
     this.hint = guide(
       this.place.home,
-      names.map((name) => ({ element: elements[name], text: said[name] ?? (() => hints[name]) })),
+      names.map((name) => ({
+        element: elements[name],
+        text: () => (this.ended ? ended() : (said[name]?.() ?? hints[name])),
+      })),
     );
     this.buttons.Healthy.addEventListener("click", () => this.hint(names.indexOf("Collapse")));
   }
@@ -231,11 +236,9 @@ export class Playground {
     if (content || refused) this.showOpening();
     if (!content) return;
     this.draw(content, data);
-    const { dead } = content.words;
-    if (dead) {
-      this.dead = dead;
-      this.hint?.();
-    }
+    const { dead = this.dead, step, until } = content.words;
+    Object.assign(this, { dead, ended: until > 0 && step >= until && !playing });
+    this.hint?.();
     if (playing === this.isPlaying) return;
     this.isPlaying = playing;
     this.play.textContent = playing ? "Pause" : "Play";

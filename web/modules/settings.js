@@ -75,7 +75,8 @@ export class Settings {
   address(values) {
     const usual = this.preset(values.preset);
     const moved = this.names.filter((name) => values[name] !== usual[name] && name !== "pen");
-    const preset = Object.keys(this.presets).length > 1 ? ["preset"] : [];
+    const isUsual = values.preset === this.first && moved.length; // without a name it is read as that
+    const preset = Object.keys(this.presets).length > 1 && !isUsual ? ["preset"] : [];
     return String(new URLSearchParams([...preset, ...moved].map((name) => [name, values[name]])));
   }
 

@@ -1,7 +1,7 @@
 // Trains the playground in a worker of the page. What it knows: to draw random numbers, run the graphs that torch has
 // exported (see graphs.py), and fill the arrays of the panels (see web/manifest.py).
 
-import { CLASSES, clamp, nearest, range, readPoints } from "./canvas/numbers.js";
+import { CLASSES, clamp, nearest, range, readPoints, weightText } from "./canvas/numbers.js";
 import { History, firstAtLeast, mean, roomy, serve, toPercent } from "./loop.js";
 import { filled, json } from "./parts.js";
 import { fillEven, fillNormal, floats, graph, numbers, randomOf, whole } from "./runtime.js";
@@ -303,7 +303,7 @@ function lines(run, out) {
   const chosen = range(E)
     .filter((e) => serves[e] > 0)
     .sort((one, other) => serves[other] - serves[one]);
-  const served = chosen.map((e) => `${serves[e].toFixed(2)} × E${e}`).join(", ") || reading.dropped;
+  const served = chosen.map((e) => `${weightText(serves[e])} × E${e}`).join(", ") || reading.dropped;
   const label = run.classes[token];
   const isRight = out.named[token] === label ? "correct" : "wrong";
   const [x, y] = [0, 1].map((axis) => minus(run.points.data[2 * token + axis].toFixed(2)));

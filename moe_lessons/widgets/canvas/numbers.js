@@ -95,6 +95,12 @@ export const percent = (part) =>
   Number.isNaN(part) ? "–" : `${(100 * part).toFixed(part > 0 && part < 0.0995 ? 1 : 0)} %`;
 
 /**
+ * @param {number} weight of an expert that serves, from 0 to 1
+ * @returns {string} its hundredths
+ */
+export const weightText = (weight) => (weight < 0.005 ? "<0.01" : weight.toFixed(2));
+
+/**
  * @param {number} value a count, a loss, …
  * @returns {string} its first three digits, and what a large one is counted in
  */

@@ -1,7 +1,7 @@
 // A token's way through a mixture of experts, from the top: the token, the router's probabilities, the experts, their
 // weighted sum, and what the model says.
 
-import { percent, range } from "./numbers.js";
+import { percent, range, weightText } from "./numbers.js";
 import { css, inkOn, mix } from "./colors.js";
 
 /** @typedef {import("./cards.js").Chart} Chart  A panel with axes. */
@@ -54,10 +54,16 @@ export function drawRoute(card, { probs, weights, head, foot }) {
   frame(head, at.token, Math.min(190, at.wide), 600);
   const each = probs.length > 1 ? `a probability for each of ${probs.length} experts` : "there is one expert";
   frame(`router: ${each}`, at.router, at.wide - 2, 400);
-  const terms = busy.map((expert) => `${weights[expert].toFixed(2)} · E${expert}(x)`).join(" + ");
-  const sum =
-    busy.length > 4 ? `weighted sum of ${busy.length} experts` : `y = ${terms || "0: no expert serves it"}`;
-  frame(sum, at.sum, Math.min(300, at.wide), 400);
+  const terms = (times, of) =>
+    busy.map((expert) => `${weightText(weights[expert])}${times}E${expert}${of}`).join(" + ") ||
+    "0: no expert serves it";
+  const room = Math.min(300, at.wide);
+  const forms = [
+    `y = ${terms(" · ", "(x)")}`,
+    `y = ${terms("·", "")}`,
+    `weighted sum of ${busy.length} experts`,
+  ];
+  frame(forms.find((text) => pen.measure(text) < room - 8) ?? forms[2], at.sum, room, 400);
   frame(foot, at.answer, Math.min(190, at.wide), 600);
 }
 
@@ -116,7 +122,7 @@ export function stopsOfRoute(card, { probs, weights }) {
   const find = (x, y) =>
     y < at.bars || y > at.experts + EXPERT_HIGH ? -1 : Math.floor((x - box.left) / at.pitch);
   const tell = (expert) => {
-    const weight = weights[expert] > 0 ? weights[expert].toFixed(2) : "0: idle for this token";
+    const weight = weights[expert] > 0 ? weightText(weights[expert]) : "0: idle for this token";
     const rows = [
       [expert, "router probability", percent(probs[expert])],
       [null, "weight", weight],
