@@ -192,7 +192,7 @@ def test_a_link_opens_its_state_and_a_broken_one_is_said_and_keeps_what_stands(v
     own = visit("preset=collapse&task=waves&router_start=random&noise_std=0.55&seed=1&token=7").ready()
     assert own.control("task").input_value() == "waves" and own.control("router_start").input_value() == "random"
     assert own.page.locator("output[for=moe-noise_std]").inner_text() == "0.55"
-    assert own.page.locator(".moe-reading").inner_text().startswith("Token 7 at (")
+    assert own.page.locator(".moe-reading").first.inner_text().startswith("Token 7 at (")
     own.button("top-1 collapse").click()
     expect(own.control("task")).to_have_value("voronoi")
     kept = {"preset": "collapse", "seed": "1", "token": "7"}
@@ -239,7 +239,7 @@ def test_where_nothing_can_train_the_picture_stays_and_the_reason_is_said(visit)
 @pytest.mark.parametrize("view, state", [("index", "lr=1e15"), ("wall", "lr=1e15")])
 def test_where_it_diverges_it_says_so_and_goes_on_with_a_lower_rate(visit, view, state):
     own = visit(state, view=view).ready()
-    trouble = own.page.locator(".moe-trouble")
+    trouble = own.page.locator(".moe-trouble").first
     own.button("Play").click()
     expect(trouble).to_contain_text("lower the learning rate")
     own.button("Play").wait_for()
