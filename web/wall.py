@@ -16,7 +16,6 @@ from moe_lessons.tasks.facts import NUMBER_DIGITS
 from moe_lessons.training import Run, facts_runs
 from moe_lessons.training.run import lr_scale
 from moe_lessons.widgets.canvas import COLORS
-from moe_lessons.widgets.controls import TIPS
 from moe_lessons.widgets.live import usual_arguments
 from moe_lessons.widgets.small_labs import FACTS_LAB, FactsLab, steps_between
 from moe_lessons.widgets.spec import HEADINGS
@@ -89,7 +88,7 @@ class Wall:
             "idle": {},
             "axes": X_AXES,
             "colors": COLORS,
-            "words": {"title": FACTS_LAB.title, "not_made": NOT_MADE, **TIPS["facts"]},
+            "words": {"title": FACTS_LAB.title, "not_made": NOT_MADE},
             "numbers": {
                 "recent": RECENT, "window": LOSS_WINDOW, "places": MOST_PLACES,
                 "budget": STOP, "entries": USUAL["num_entries"], "read": NUM_READ, "length": Facts.context + 1,

@@ -329,6 +329,7 @@ def test_the_wall_of_facts_trains_three_models_until_lamps_are_lit_and_starts_af
     expect(own.page.locator(".moe-starting")).to_be_visible()
     own.page.get_by_text("MoE: 0/800").wait_for()  # afresh, and it trains on
     expect(own.page.locator(".moe-starting")).to_have_count(0)
+    assert "of 800 entries" in own.page.locator(".moe-words").inner_text()  # at once, not with the next words
     for _ in range(8):
         own.page.wait_for_timeout(150)
         own.button("Restart").click()

@@ -231,7 +231,7 @@ export function serve(open, ...same) {
         busy.catch(() => {}).then(() => ended?.end?.());
         run = Object.assign(made, { ghost: old, values: latest });
         opening = null;
-        [trouble, more, sent] = ["", 0, {}];
+        [trouble, more, sent, textsShownAt] = ["", 0, {}, -Infinity];
         postMessage({ started: values });
       } catch (error) {
         if (signal.aborted) return;

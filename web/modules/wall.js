@@ -7,6 +7,7 @@ import { Settings } from "./settings.js";
 
 export default async function show(place) {
   const view = new Playground(place, new Settings(await json("wall.json")), "wall_worker.js");
+  view.view.querySelector(".moe-loading").textContent = "Loading what trains."; // no picture is shown
   if (!calm.matches) view.ask("play");
   view.open();
 }

@@ -2,7 +2,7 @@
 // have them train and read, and to fill the arrays of the panels (see web/wall.py).
 
 import { History, serve, toPercent } from "./loop.js";
-import { filled, json, once, unpacked } from "./parts.js";
+import { json, once, unpacked } from "./parts.js";
 
 const FEW = 0.05; // of the entries: too few to compare with
 const withCommas = (count) => count.toLocaleString("en");
@@ -98,34 +98,18 @@ class Wall extends History {
     );
     return {};
   }
-  lines(known) {
-    const { words } = this.shared;
+  // What is memorised, and as soon as there is enough to compare, at which FLOPs.
+  lines([{ count: own }, ...others]) {
     const { models, flops } = this.manifest;
-    const { step } = this.readings.at(-1);
-    const [mixture, ...counts] = known.map(({ count }) => withCommas(count));
-    const timesOf = (k) => +(flops[k] / flops[0]).toPrecision(2);
-    const other = (count, i) =>
-      filled(words.other, { name: models[i + 1].name, times: timesOf(i + 1), count });
-    const entries = withCommas(this.values.num_entries);
-    const others = counts.map(other).join("; ");
-    return {
-      words: `${filled(words.known, { step, mixture, entries, others })}${this.compared(known)}`,
-      reading: "",
-    };
-  }
-  // What that says, where there is something to compare.
-  compared([{ count: own }, { count: other }]) {
-    const { words, numbers } = this.shared;
     const { num_entries: N } = this.values;
-    const part = { 2: "twice", 0.5: "half" }[N / numbers.entries];
-    const longer =
-      this.step === this.budget && part
-        ? ` All trained ${part} the steps of ${numbers.entries} entries.`
-        : "";
-    if (other < FEW * N) return longer;
-    const more = own > 1.1 * other ? `${+(own / other).toPrecision(2)} times as many as` : "about as many as";
-    const times = own > 0.9 * other ? more : "fewer than";
-    return ` ${filled(words.compared, { times, name: this.manifest.models[1].name })}${longer}`;
+    const { step } = this.readings.at(-1);
+    const times = (value) => `${+value.toPrecision(2)} times`;
+    const compared = ({ count }, i) =>
+      `${times(own / count)} as many as ${models[i + 1].name}, which takes ${times(flops[i + 1] / flops[0])} its FLOPs for a token`;
+    const isEnough = others.every(({ count }) => count >= FEW * N);
+    const found = isEnough ? `: ${others.map(compared).join(", and ")}` : "";
+    const words = `After ${withCommas(step)} steps the MoE has memorised ${withCommas(own)} of ${withCommas(N)} entries${found}.`;
+    return { words, reading: "" };
   }
 }
 

@@ -45,9 +45,9 @@ html_theme_options |= {"footer_start": [], "footer_end": []}
 VIEWS = {  # pages of the site, each with the view of the page of this name
     "wall": {
         "title": "Memorisation grid",
-        "text": "What do more parameters buy at the same FLOPs? Three models memorise a phone book: a square is an "
-        "entry, full once memorised. Then try 800: in 600 steps neither 16 nor 32 experts learn all; "
-        "in 1,200, by Play again, 98 %.",
+        "text": "Each square is one entry of a random phone book, name → four digits: in full colour once the model "
+        "answers it right, all digits. With 16 experts: dense, 1× takes about the MoE's FLOPs for a token, dense, 8× "
+        "has about its parameters.",
         "picture": "_images/facts.png",
         "alt": "Three memorisation grids: the MoE has nearly all squares in colour, dense 1× under half, dense 8× all",
     },
@@ -61,7 +61,8 @@ VIEWS = {  # pages of the site, each with the view of the page of this name
     },
     "text": {
         "title": "Your own text, read by experts",
-        "text": "Type: each letter shows its first expert. Select one.",
+        "text": "A small language model, trained on Python's documentation and source, reads what you type: each "
+        "letter has the colour of its first expert. Select a letter, or another text.",
         "picture": "_static/text.png",
         "alt": "A sentence twice, each letter in the colour of its expert: in a trained model and in an untrained one",
     },
