@@ -108,7 +108,8 @@ def test_the_loss_of_each_model(view):
 
 def test_a_long_ghost_or_one_that_diverged_does_not_squeeze_a_young_run():
     steps, nothing = np.arange(1, 5001), (np.array([]), np.array([]))
-    assert 600 <= loss_panel({"MoE": (steps[:300], steps[:300] / 300)}, (steps, steps / 5000)).x.high < 1000
+    panel = loss_panel({"MoE": (steps[:300], steps[:300] / 300)}, (steps, steps / 5000))
+    assert 600 <= panel.x.high < 1000 and panel.marks[0].x[-1] == int(panel.x.high)  # it ends at the frame
     for own in (nothing, (steps, np.full(5000, 0.4))):
         assert loss_panel({"MoE": own}, (steps, 2.1 + steps)).y.high == 4
 

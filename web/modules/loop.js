@@ -62,21 +62,28 @@ export class History {
   loss(header, slot) {
     const { curve, isFlops, ghost } = this;
     const { flops } = this.manifest;
-    const old = ghost?.curve ?? [];
+    let old = ghost?.curve ?? [];
     const arrays = {};
     const slots = { x: { slot: slot("g.x") }, y: { slot: slot("g.y") } };
-    const previous = { ...header.marks[0], name: "previous run", ink: -1, end: "", ...slots };
+    const previous = {
+      ...header.marks[0],
+      name: "previous run",
+      ink: -1,
+      end: header.marks[0].end && "prev.",
+      ...slots,
+    };
     const line = (name, rows, k, history) =>
       Object.assign(arrays, {
         [`${name}.x`]: ["f4", [rows.length], rows.map(({ step }) => history.spent(k, step, isFlops))],
         [`${name}.y`]: ["f4", [rows.length], rows.map(({ losses }) => losses[k])],
       });
     flops.forEach((_, k) => line(k, curve, k, this));
-    if (old.length) line("g", old, 0, ghost);
     const reach = Math.max(0, ...flops.map((_, k) => this.spent(k, this.step)));
-    const ghostReach = old.length ? arrays["g.x"][2].at(-1) : 0;
+    const ghostReach = old.length ? ghost.spent(0, old.at(-1).step, isFlops) : 0;
     const highest = Math.max(0, ...curve.flatMap(({ losses }) => losses), old[0]?.losses[0] ?? 0);
     header.x = this.axis(header.x, Math.max(reach, Math.min(ghostReach, 2 * reach || Infinity)), 1e7);
+    old = old.filter(({ step }) => ghost.spent(0, step, isFlops) <= header.x.high);
+    if (old.length) line("g", old, 0, ghost);
     header.y.high = firstAtLeast(highest, 0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 7);
     const rules = this.changes.map((step) => ({
       mark: "Rule",

@@ -38,8 +38,10 @@ def loss_panel(
     reach = max((float(line.x[-1]) for line in lines if len(line.x)), default=0.0)
     highest = max((float(line.y.max()) for line in lines if len(line.y)), default=0.0)
     if ghost is not None and len(ghost[0]):
-        lines.insert(0, Line(*map(as_array, ghost), "previous run", -1))
         reach = max(reach, min(float(ghost[0][-1]), 2 * reach or float("inf")))
+        inside = as_array(ghost[0]) <= spent_axis(x_axis, reach, first, until).high
+        earlier = [as_array(values)[inside] for values in ghost]
+        lines.insert(0, Line(*earlier, "previous run", -1, end="prev." if any(ends) else ""))
         highest = max(highest, float(ghost[1][0]))  # where it began: later it may have diverged
     top = next((top for top in (0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 7) if top >= highest), 10)
     rules = [Rule(x=float(x), kind="mark", name=name) for x, name in zip_longest(marks, names, fillvalue="")]
