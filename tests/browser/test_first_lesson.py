@@ -3,10 +3,13 @@
 import pytest
 from playwright.sync_api import expect
 
-# What is seen of the first view, or of its earlier picture until it is there: whether it is in sight, and its step.
+# What is seen of the first view, or of its earlier picture until it is there: whether it is in sight, and its step; and
+# whether anything was seen of the text below a result that a prediction hides.
 WATCH = """() => {
-  window.seen = [];
+  [window.seen, window.told] = [[], false];
   setInterval(() => {
+    const text = [...document.querySelectorAll('p')].find((each) => each.textContent.includes('Equal bands would end'));
+    told ||= text.checkVisibility();
     const shown = document.querySelector('.moe-held') ?? document.querySelector('.moe-canvas[data-step]');
     const { top, bottom } = shown?.getBoundingClientRect() ?? {};
     if (shown) seen.push([top < innerHeight && bottom > 0, Number(shown.dataset.step ?? -1)]);
@@ -31,6 +34,7 @@ def test_after_run_all_the_first_view_is_seen_training_and_nothing_answers_a_pre
     views = page.locator(".moe-canvas")
     count = views.count()
     expect(note).to_be_hidden()
+    assert page.evaluate("told") is False
     page.locator(".moe-question", has_text="200 steps without").get_by_role("radio").nth(1).check()
     said = page.get_by_text("You predicted: some are not, and the accuracy is more than 5 points lower.")
     expect(said).to_have_count(2)  # at the question, and with the result

@@ -1,10 +1,32 @@
 // What is seen stays where it is while cells start: JupyterLab takes the picture of an earlier run away at once, and goes to
-// the next cell, or to the last one. An extension of JupyterLab, written by hand, for `lab` in moe_lessons/commands/lab.py.
+// the next cell, or to the last one. What is said of a hidden result stays hidden until its cell has shown something. An
+// extension of JupyterLab, written by hand, for `lab` in moe_lessons/commands/lab.py.
 
 const PICTURE = ".moe-canvas, .jp-OutputArea-output img";
 const LOOK = 50; // milliseconds between two looks at whether what comes is there
 const PATIENCE = 20000; // milliseconds for which a cell may load what it shows
+let app; // JupyterLab
 const held = new Map(); // the output area of a cell -> the picture in its place, and until when
+
+// A result was hidden, and its cell runs: what is said below (custom.css) waits for what it shows, a question perhaps.
+function wait({ target, removedNodes }) {
+  const isHidden = [...removedNodes].some((node) => node.matches?.(".jp-OutputPlaceholder"));
+  const cell = isHidden && target.closest(".jp-CodeCell");
+  if (!cell) return;
+  cell.dataset.moeWaits = "";
+  const see = () => {
+    const [shown] = cell.getElementsByClassName("jp-OutputArea-output");
+    if (cell.isConnected && (isRunning(cell) || !shown || shown.textContent.startsWith("Loading widget")))
+      return setTimeout(see, LOOK);
+    delete cell.dataset.moeWaits;
+  };
+  see();
+}
+
+function isRunning(node) {
+  const cells = app.shell.currentWidget?.content.widgets ?? [];
+  return cells.find((cell) => cell.node === node)?.model.executionState === "running";
+}
 
 // Keep a picture that is taken away in its place.
 function hold({ target: area, removedNodes }) {
@@ -30,10 +52,9 @@ function look() {
 }
 
 function isThere(area, since) {
-  const isRunning = area.closest(".jp-Cell").querySelector(".jp-InputPrompt").textContent.includes("*");
   if (area.querySelector(".moe-view, .moe-canvas"))
     return !area.querySelector(".moe-canvas:not([data-frames])");
-  const isComing = isRunning || (area.querySelector(".jupyter-widgets") && since < PATIENCE);
+  const isComing = isRunning(area.closest(".jp-Cell")) || (area.querySelector(".jupyter-widgets") && since < PATIENCE);
   return area.querySelector("img") || !isComing;
 }
 
@@ -48,8 +69,8 @@ async function show(book, cell) {
   if (top < room.top || bottom > room.bottom) book.outerNode.scrollBy(0, top - room.top);
 }
 
-async function ran({ shell }, id) {
-  const book = shell.currentWidget?.content;
+async function ran(id) {
+  const book = app.shell.currentWidget?.content;
   const cells = book?.widgets;
   if (!cells) return;
   await null; // what is taken away is in its place
@@ -63,10 +84,14 @@ async function ran({ shell }, id) {
 const steady = {
   id: "moe-lessons:steady",
   autoStart: true,
-  activate(app) {
+  activate(lab) {
+    app = lab;
     const commands = /^notebook:(run-all-cells|restart-run-all|run-cell-and-select-next)$/;
-    app.commands.commandExecuted.connect((_, { id }) => commands.test(id) && ran(app, id));
-    const taken = new MutationObserver((records) => records.forEach(hold));
+    app.commands.commandExecuted.connect((_, { id }) => commands.test(id) && ran(id));
+    const taken = new MutationObserver((records) => {
+      records.forEach(wait);
+      records.forEach(hold);
+    });
     taken.observe(document.body, { childList: true, subtree: true });
   },
 };
