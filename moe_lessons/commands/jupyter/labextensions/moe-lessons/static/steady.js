@@ -54,7 +54,8 @@ function look() {
 function isThere(area, since) {
   if (area.querySelector(".moe-view, .moe-canvas"))
     return !area.querySelector(".moe-canvas:not([data-frames])");
-  const isComing = isRunning(area.closest(".jp-Cell")) || (area.querySelector(".jupyter-widgets") && since < PATIENCE);
+  const isComing =
+    isRunning(area.closest(".jp-Cell")) || (area.querySelector(".jupyter-widgets") && since < PATIENCE);
   return area.querySelector("img") || !isComing;
 }
 
