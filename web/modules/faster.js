@@ -44,7 +44,7 @@ export async function faster(home, colors) {
       marks,
       x: { low: 0, high: last, label: "batch size", ticks, link: "batch" },
       y: { low: 0, high, label: "", link: "" },
-      ...{ width: 12, least_width: 0, height: 150, caption: "", selected: false },
+      ...{ width: 12, least_width: 0, height: 128, caption: "", selected: false },
     };
     const { slots, data } = pack(arrays);
     const seen = { count: 1, experts: 0, words: "" };
