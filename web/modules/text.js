@@ -89,7 +89,7 @@ export function panelsOf(manifest, outs, { bytes, layer, token: selected, pointe
   return { panels, arrays };
 }
 
-// In each layer, how many of the characters that repeat have several first experts: what a layer routes by.
+// In each layer, how many of the characters that repeat have one first expert: what a layer routes by.
 export function noticed({ layers }, out, bytes) {
   const places = new Map(); // byte -> where it stands
   bytes.forEach((byte, at) => {
@@ -98,12 +98,10 @@ export function noticed({ layers }, out, bytes) {
   const repeated = [...places.values()].filter(({ length }) => length > 1);
   if (!repeated.length) return "";
   const firsts = (layer, all) => new Set(all.map((at) => rowOf(out.experts, layer, at)[0]));
-  const several = (layer) => repeated.filter((all) => firsts(layer, all).size > 1).length;
-  const [first, ...later] = range(layers).map(several);
-  const names = later.map((_, i) => i + 1).join(" and ");
-  if (2 * first <= repeated.length && later.every((count) => count > first))
-    return `Layer 0 routes mostly by the letter (${first} of ${repeated.length} repeated ones have several first experts), layers ${names} also by what precedes it (${later.join(", ")}).`;
-  return `Of ${repeated.length} repeated letters have several first experts: ${first} in layer 0; in layers ${names} ${later.join(", ")}.`;
+  const same = (layer) => repeated.filter((all) => firsts(layer, all).size === 1).length;
+  const [first, ...later] = range(layers).map(same);
+  const others = later.map((count, i) => `${count} in layer ${i + 1}`).join(", ");
+  return `Of ${repeated.length} repeated characters, ${first} have the same first expert each time in layer 0, ${others}.`;
 }
 
 // The byte in the middle of the last of the longest words: there is something before it and after it.

@@ -61,8 +61,8 @@ VIEWS = {  # pages of the site, each with the view of the page of this name
     },
     "text": {
         "title": "Your own text, read by experts",
-        "text": "A small language model, trained on Python's documentation and source, reads what you type: each "
-        "letter has the colour of its first expert. Select a letter, or another text.",
+        "text": "A small language model, trained on Python's documentation and source, reads your text: type, "
+        "then select a letter.",
         "picture": "_static/text.png",
         "alt": "A sentence twice, each letter in the colour of its expert: in a trained model and in an untrained one",
     },
