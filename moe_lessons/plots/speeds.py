@@ -49,7 +49,10 @@ def plot_published_speeds(frame: pd.DataFrame) -> Axes:
 EDGE_INKS = {"lower edge": 4, "upper edge": 3}  # of the lines on a map
 TITLE = "Speedup of the MoE over a dense model"
 REGIONS = "MoE slower", "MoE faster"
-CAPTION = f"Edges: the derived formula. Contours: the roofline. About as fast: within {100 * EVEN:g} %."
+CAPTION = (
+    "Speedup: the dense model's time for a decoding step over the MoE's. Contours: by the roofline, where each part "
+    f"loads or computes, whichever takes longer. Edges: derived. About as fast: within {100 * EVEN:g} %."
+)
 
 
 def edge_lines(edges: Callable[[float], tuple[float, float] | None], top: float) -> list[Line]:

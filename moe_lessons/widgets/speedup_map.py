@@ -179,11 +179,15 @@ class SpeedupMap(Picture):
         return on_machine(self.sizes, row, self.inputs["weights"].value, self.inputs["context_length"].value)["texts"]
 
     def unfit(self) -> str:
-        """Say that the weights do not fit into the memory of the machine; empty: they do, or it is not known."""
+        """Say that the weights, or so many texts, do not fit into the machine's memory; empty: they do, or it is not
+        known."""
         weights = WEIGHT_BYTES[self.inputs["weights"].value] * self.sizes.total
         memory = self.machines.loc[self.inputs["machine"].value].memory_bytes
         does_not_fit = f"It does not fit: {size_words(weights)} of weights, {size_words(memory)} of memory."
-        return does_not_fit if weights > memory else ""
+        if weights > memory:
+            return does_not_fit
+        is_full = 1 <= (self.texts() or 0) < self.batch
+        return f"At batch size {self.batch:,} it does not fit: memory is full." if is_full else ""
 
     def shown(self) -> tuple[tuple[float, int, float], ...]:
         """The measured points, while the settings are those at which the view was made."""

@@ -140,9 +140,36 @@ def test_the_width_that_was_measured_is_on_the_map_of_this_mixture_alone(page, o
         values = own["usual"] | {"model": COURSE, "num_experts": 16, "top_k": 2} | more
         panel, table = page.evaluate(call, [own, values]).values()
         assert len([mark for mark in panel["marks"] if mark["mark"] == "Rule"]) == rules
-        head, *lines = table["caption"].splitlines()
+        *_, lines = table["caption"].split("\n\n")  # first why it is faster there
+        head, *lines = lines.splitlines()
         assert [line.split("×")[0] for line in lines][0] == "1" and len(lines) > 1
         assert lines[0].endswith("about as fast above")
+
+
+def test_it_says_why_the_mixture_is_faster_or_slower_there_and_where_memory_is_full(page, own):
+    call = "async ([own, values]) => (await import('./speedup.js')).panelsOf(own, values)"
+    for batch, words, trouble in (
+        (
+            1,
+            "loading weights takes longer than computing. This step loads 2 of 8 experts; dense, 2×, as much as 4.",
+            "",
+        ),
+        (
+            64,
+            "loading weights takes longer than computing. This step loads 8 of 8 experts; dense, 2×, as much as 4.",
+            "",
+        ),
+        (512, "to compute takes dense, 2×, longest: for each token as much as 4 experts.", ""),
+        (
+            4096,
+            "computing takes longer than loading. The MoE computes 2 experts for each token, dense, 2×, as much",
+            "",
+        ),
+        (1024, "", "At batch size 1,024 it does not fit: memory is full."),
+    ):
+        context = 4096 * bool(trouble)
+        made = page.evaluate(call, [own, own["usual"] | {"batch_size": batch, "context_length": context}])
+        assert words in made["panels"]["1"]["caption"] and made["trouble"] == trouble
 
 
 def test_a_slider_moves_the_map_and_the_address_opens_it_again(page, address):

@@ -4,7 +4,7 @@
 import canvas from "./canvas/index.js";
 import { EVEN } from "./canvas/labels.js";
 import { clamp, range, short } from "./canvas/numbers.js";
-import { Control, bar, json, make, pack } from "./parts.js";
+import { Control, bar, button, json, make, pack } from "./parts.js";
 
 const ROWS = 49; // batch sizes that are drawn, and widths
 const FEWEST = 14; // places that can be pointed at, in a row
@@ -79,6 +79,22 @@ function tableOf({ table, inks }, steps, batch, width, caption) {
   };
   const [moe, dense] = steps;
   return { ...table, title: titleOf(batch, width, dense.seconds / moe.seconds), marks: [mark], caption };
+}
+
+// Why it is faster or slower at a place: what bounds the FFN of both models, and how many experts each has to do with.
+function whyOf({ shared, expert }, { E, K }, [moe, dense], batch, width) {
+  const isBound = ({ parts }, name) => parts.find((part) => part.name === name).kind === "memory";
+  const inExperts = (experts, times = 1) =>
+    short(Number((times * (experts + shared / expert)).toPrecision(3)));
+  const [all, each, wide] = [inExperts(E), inExperts(K), inExperts(K, width)];
+  const loaded = inExperts(E * (1 - (1 - K / E) ** batch));
+  const name = `dense, ${width}×,`;
+  const counted = shared ? " What is shared counts as experts." : "";
+  if (isBound(dense, "FFN"))
+    return `loading weights takes longer than computing. This step loads ${loaded} of ${all} experts; ${name} as much as ${wide}.${counted}`;
+  if (isBound(moe, "experts"))
+    return `to compute takes ${name} longest: for each token as much as ${wide} experts. To load ${loaded} of ${all} experts takes the MoE longest.${counted}`;
+  return `computing takes longer than loading. The MoE computes ${each} experts for each token, ${name} as much as ${wide}.${counted}`;
 }
 
 // The two batch sizes between which the mixture is slower than a dense model: `edges` of moe_lessons/analysis/speedup.py.
@@ -214,10 +230,13 @@ export function panelsOf(manifest, values) {
   const over = (each) => `${short(each)}×: ${words(each)}`;
   const widest = [1, 2, 4].filter((each) => each < top);
   const same = K === E ? ["With top-k = E the MoE loads and computes what dense, 1×, does."] : [];
-  const caption = ["The MoE over dense models:", ...[...widest, top].map(over), ...same];
   const steps = [step(batch), step(batch, width)];
+  const why = `Why: ${whyOf(model, setting, steps, batch, width)}`;
+  const caption = [why, "", "The MoE over dense models:", ...[...widest, top].map(over), ...same];
   const table = tableOf(manifest, steps, batch, width, caption.join("\n"));
-  return { panels: { 0: panel, 1: table }, arrays, trouble, finding, places };
+  const isFull =
+    batch > sequences && `At batch size ${batch.toLocaleString("en")} it does not fit: memory is full.`;
+  return { panels: { 0: panel, 1: table }, arrays, trouble: trouble || isFull || "", finding, places };
 }
 
 // The settings that an address asks for, and why it cannot be read.
@@ -258,7 +277,12 @@ export default async function show(place) {
   );
   const elements = controls.map(({ element }) => element);
   const verdict = make("div", { class: "moe-verdict" }, finding, place.said);
-  place.home.replaceChildren(bar(...elements), verdict, bar(...place.shares()), view);
+  const more = button("More", "Show all settings, or two", () => {
+    more.textContent = settings.classList.toggle("moe-open") ? "Less" : "More";
+  }); // seen where there is little room
+  more.className = "moe-sliders";
+  const settings = bar(...elements, more);
+  place.home.replaceChildren(settings, verdict, bar(...place.shares()), view);
   const send = ({ pick, index }) => {
     if (pick !== "place" || !places[index]) return;
     const [width, row] = places[index];
