@@ -2,9 +2,8 @@
 // at any size, and its colours are those of the page. See question.py for what the model holds.
 
 import { make, set } from "../widgets/canvas/elements.js";
-import { keep, keepWords } from "../widgets/canvas/keep.js";
+import { keep, keepKey, keepWords } from "../widgets/canvas/keep.js";
 import { clamp } from "../widgets/canvas/numbers.js";
-import { keepKey, showVerdict } from "./verdict.js";
 
 /** @typedef {import("../widgets/canvas/keep.js").Model} Model  As question.py has it. */
 
@@ -23,7 +22,7 @@ const WIDTH = 600;
 const HEIGHT = 290;
 const BOX = { left: 66, right: 586, top: 26, bottom: 240 };
 const SVG = "http://www.w3.org/2000/svg";
-const HEARD = ["measured", "note", "verdict"]; // what of the model may change, beside the answer
+const HEARD = ["measured", "note"]; // what of the model may change, beside the answer
 const STEPS = { ArrowUp: 0.025, ArrowDown: -0.025, PageUp: 0.1, PageDown: -0.1 };
 const HINT =
   "Draw with the mouse or a finger. By keyboard: ← → choose the place, ↑ ↓ the height. Then press Done.";
@@ -177,10 +176,8 @@ function redraw(sketch) {
   set(parts.dot, { cx: across(cursor / last), cy: down(heightAt(sketch)) });
   set(parts.picture, { "aria-valuenow": value, "aria-valuetext": text });
   parts.note.textContent = model.get("note");
-  delete parts.why.dataset.right;
-  parts.why.textContent = ["Nothing is drawn yet.", "One point is no curve yet."][points.length] ?? "";
-  if (points.length > 1 && sketch.isDraft) parts.why.textContent = "Press Done when this is your prediction.";
-  else if (points.length > 1) showVerdict(model, parts.why);
+  const said = sketch.isDraft ? "Press Done when this is your prediction." : "This is your prediction.";
+  parts.why.textContent = ["Nothing is drawn yet.", "One point is no curve yet."][points.length] ?? said;
 }
 
 // --- drawing ---

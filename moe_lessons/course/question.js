@@ -2,12 +2,11 @@
 // the kernel keeps. What is right or wrong is said at once, also while the kernel is busy.
 
 import { make, set } from "../widgets/canvas/elements.js";
-import { keep, keepWords } from "../widgets/canvas/keep.js";
-import { keepKey, showVerdict } from "./verdict.js";
+import { keep, keepKey, keepWords } from "../widgets/canvas/keep.js";
 
 /** @typedef {import("../widgets/canvas/keep.js").Model} Model  As question.py has it. */
 
-const HEARD = ["answer", "note", "verdict"]; // what of the model may change
+const HEARD = ["answer", "note"]; // what of the model may change
 
 export default { initialize: keep, render };
 
@@ -34,7 +33,6 @@ function render({ model, el }) {
     why.replaceChildren();
     delete why.dataset.right;
     showAnswer(model.get("answer"));
-    showVerdict(model, why);
   };
   group.addEventListener("keydown", keepKey);
   el.replaceChildren(group);

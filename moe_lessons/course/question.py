@@ -54,8 +54,6 @@ class Question(anywidget.AnyWidget):
     answer = T.Any(None).tag(sync=True)
     skipped = T.Bool(False)  # in this session
     note = T.Unicode().tag(sync=True)  # what is wrong with the learner's progress file
-    verdict = T.List().tag(sync=True)  # an answer, and what is said of it; empty until something happened
-    judged: Callable[[], str] | None = None  # says so of the answer of now
 
     def __init__(self, text: str, key: str | None, **traits: Any):
         super().__init__(text=text, **traits)
@@ -63,7 +61,7 @@ class Question(anywidget.AnyWidget):
         self.add_class("moe-view")
         with suppress(T.TraitError):  # what is no longer offered counts as not answered
             self.answer = self.entry().get(self.kept_as)
-        self.observe(lambda change: self._answered(), "answer")
+        self.observe(lambda change: self.answer is None or self.keep(), "answer")
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -78,14 +76,6 @@ class Question(anywidget.AnyWidget):
         if answer not in self.options:
             raise T.TraitError(f"answer must be one of {', '.join(map(repr, self.options))}, got {answer!r}")
         return answer
-
-    def _answered(self) -> None:
-        if self.answer is not None:
-            self.keep()
-        self.judge()
-
-    def judge(self) -> None:
-        self.verdict = [self.answer, self.judged()] if self.judged and self.answer is not None else []
 
     def entry(self) -> dict[str, Any]:
         return progress.read()[self.section].get(self.key, {}) if self.key else {}
@@ -113,8 +103,6 @@ class Question(anywidget.AnyWidget):
         return self.answer is not None or self.skipped
 
     def outcome_of(self, say: Callable[[], str]) -> Any:
-        self.judged = say
-        self.judge()
         outcome = Outcome(say()) if self._is_open() else Folded(say())
         return outcome if self.reveal(outcome) is outcome else Waiting(self, lambda: Outcome(say()), outcome)
 
@@ -175,25 +163,18 @@ class Prediction(Question):
     """
 
     def __init__(self, question: str, options: Sequence[str], key: str | None = None):
-        self.first = None  # the answer with which it was compared: a later one is no prediction
         super().__init__(question, key, choices=[[option, "", False] for option in options])
 
     def compare(self, outcome: str, measured: str = "") -> Outcome:
         """Set what was predicted beside what happened: one of the options, and the numbers that say so."""
         check_choice("outcome", outcome, self.options)
-        self.first = self.answer
         numbers = f"\nMeasured: {measured}." if measured else ""
         return self.outcome_of(lambda: self._words(outcome) + numbers)
 
-    def _answered(self) -> None:
-        if self.first is None:
-            self.first = self.answer
-        super()._answered()
-
     def _words(self, outcome: str) -> str:
-        if self.first == outcome:
+        if self.answer == outcome:
             return f"✔ As you predicted: {outcome}."
-        return f"✘ You predicted: {self.first}.\n" * (self.first is not None) + f"What happened: {outcome}."
+        return f"✘ You predicted: {self.answer}.\n" * (self.answer is not None) + f"What happened: {outcome}."
 
     def __repr__(self) -> str:
         return call_of(self, repr(self.options))

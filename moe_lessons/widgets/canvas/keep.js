@@ -151,7 +151,7 @@ function sayStale(view) {
 }
 
 /**
- * Have a question saved, once it is answered: its words, with the answer and what was said of it.
+ * Have a question saved, once it is answered: its words, with the answer.
  * @param {{model: Model, el: HTMLElement}} its model, and the element that it is in
  */
 export function keepWords({ model, el }) {
@@ -162,6 +162,14 @@ export function keepWords({ model, el }) {
     const data = { [WORDS]: text.replace(/(- .*)\n\n(?=- )/g, "$1\n") };
     model.set("still", { data, isAnswered: answer !== null });
   });
+}
+
+/**
+ * Keep a key of a question from the notebook, which would move to another cell.
+ * @param {KeyboardEvent} event of the key
+ */
+export function keepKey(event) {
+  if (!(event.ctrlKey || event.metaKey || event.shiftKey || event.key === "Escape")) event.stopPropagation();
 }
 
 // Of an element, in Markdown.
