@@ -237,6 +237,8 @@ def test_on_a_phone_a_figure_fits_and_a_tap_enlarges_it_and_no_printed_line_is_c
     figure.tap()
     assert enlarged.bounding_box()["width"] == figure.evaluate("image => image.naturalWidth")
     enlarged.tap()
+    assert enlarged.is_visible()  # a finger moves it
+    page.locator("dialog button").tap()
     enlarged.wait_for(state="detached")
     page.goto(f"{address}/index.html")
     page.locator("button.primary-toggle").click()

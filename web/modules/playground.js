@@ -130,10 +130,15 @@ export class Playground {
   guide() {
     const elements = { view: this.view, ...this.buttons, top_k: this.controls.top_k.input };
     const { hints } = this.settings.words;
+    const sliders = this.dock.querySelector(".moe-sliders");
     const names = Object.keys(elements).filter((name) => name in hints);
     const said = {
       Rescue: () => (this.dead.length ? filled(hints.dead, { names: listed(this.dead) }) : hints.Rescue),
-      top_k: () => `${hints[this.rescued ? "rescued" : "nothing"]} ${hints.top_k}`,
+      top_k: () => {
+        const isFolded = sliders.offsetParent && !this.dock.classList.contains("moe-open");
+        const next = isFolded ? hints.top_k.replace("move", "under “Sliders”, move") : hints.top_k;
+        return `${hints[this.rescued ? "rescued" : "nothing"]} ${next}`;
+      },
     };
     const isBalanced = () => this.values.router_aux_loss_coef > 0 && !this.rescued;
     const ended = () => (this.dead.length ? said.Rescue() : hints[isBalanced() ? "ended" : "ended later"]);
