@@ -133,7 +133,7 @@ class Lab(LiveRun):
 
     def bar(self) -> list[W.Widget]:
         tip = "Start afresh with the same settings"
-        return [*super().bar(), self.button("Restart", tip, lambda: self.apply({}, restart=True), icon=AFRESH)]
+        return [*super().bar(), self.button("Restart", tip, lambda: self.apply_by_hand({}, restart=True), icon=AFRESH)]
 
     def body(self) -> W.Widget:
         body, controls = super().body(), W.Box(self.controls()).add_class("moe-controls")
@@ -164,10 +164,10 @@ class Lab(LiveRun):
             is_idle = change["owner"].disabled  # then it only goes back
             self.loop.post({} if is_idle else {name: asked_by(name, change["new"])})
 
-    def apply_by_hand(self, asked: Mapping[str, Any]) -> None:
-        """Apply what was moved by hand; what then starts afresh trains."""
+    def apply_by_hand(self, asked: Mapping[str, Any], restart: bool = False) -> None:
+        """Apply what was asked for by hand; what then starts afresh trains."""
         before = self.state
-        self.apply(asked)
+        self.apply(asked, restart=restart)
         if self.state is not before:
             self.play_as_at_first()
 

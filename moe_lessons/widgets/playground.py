@@ -233,13 +233,13 @@ class Playground(Lab):
 
     def _learn(self, points: str) -> None:
         before = self.state.values["points"]
-        self.apply({"points": points})
+        self.apply_by_hand({"points": points})
         self._past.append(before)
 
     def _undo_points(self) -> None:
         if not self._past:
             raise ValueError(TIPS["own"]["nothing"])
-        self.apply({"points": self._past.pop()})
+        self.apply_by_hand({"points": self._past.pop()})
 
     def _clear_points(self) -> None:
         if self.state.values["points"]:

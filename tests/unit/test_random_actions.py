@@ -56,10 +56,13 @@ async def act(lab, oracle: Oracle, chance: random.Random) -> None:
     value = chance.choice([stop[-1] if isinstance(stop, tuple) else stop for stop in stops][:4])
     asked, steps = {name: None if (name, value) == ("capacity_factor", 0) else value}, chance.randint(1, 3)
     kind = chance.choice(["move", "move", "take back", "set", "refused", "Restart", "Step", "play", "diverge"])
-    if kind in ("move", "take back"):
-        page = threading.Thread(target=setattr, args=(control, "value", value))
-        page.start(), page.join()
-        click(lab, "take back", 0) if kind == "take back" else oracle.ask(**{name: asked[name]})
+    if kind in ("move", "take back", "Restart"):
+        if kind == "Restart":
+            button(lab, kind).click(), oracle.start()
+        else:
+            page = threading.Thread(target=setattr, args=(control, "value", value))
+            page.start(), page.join()
+            click(lab, "take back", 0) if kind == "take back" else oracle.ask(**{name: asked[name]})
         await settled()
         lab.pause()  # what started afresh trains on
         await settled()
@@ -69,9 +72,8 @@ async def act(lab, oracle: Oracle, chance: random.Random) -> None:
     elif kind == "refused":
         with pytest.raises(ValueError):
             lab.set(**asked | {"seed": -1})
-    elif kind in ("Restart", "Step"):
-        button(lab, kind).click()
-        oracle.start() if kind == "Restart" else oracle.train(1)
+    elif kind == "Step":
+        button(lab, kind).click(), oracle.train(1)
     else:
         if kind == "diverge" and "lr" in controls:
             lab.set(lr=1e15), oracle.ask(lr=1e15)

@@ -2,6 +2,7 @@
 
 import re
 import time
+from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -119,16 +120,14 @@ def test_it_trains_by_itself_and_pauses_out_of_sight_and_by_its_buttons(visit):
     at = own.step
     own.button("Step").click()
     own.wait_step(at + 1)
-    own.button("Restart").click()
-    expect(own.canvas).to_have_attribute("data-step", "0")
-    expect(own.page.locator(".moe-words").first).to_have_text("Untrained.")
-    own.control("seed").fill("3")  # a new start by a control or a preset trains
-    own.wait_step(5)
-    own.button("Pause").click()
-    own.button("Restart").click()
-    expect(own.canvas).to_have_attribute("data-step", "0")
-    own.button("top-1 collapse").click()
-    own.wait_step(5)
+    move = partial(own.control("seed").fill, "3")
+    for ask in (own.button("Restart").click, move, own.button("top-1 collapse").click):  # each new start trains
+        at = own.step
+        ask()
+        own.page.wait_for_function(f"() => Number(document.querySelector('.moe-canvas').dataset.step) < {at}")
+        own.wait_step(30)
+        own.button("Pause").click()
+        own.button("Play").wait_for()
 
 
 def test_it_learns_as_the_notebook_does_and_a_slider_acts_on_the_next_step(visit):
@@ -421,21 +420,23 @@ def drawn(own: Visit) -> list[tuple[float, float, int]]:
 
 def test_points_that_are_drawn_are_learned_are_in_the_link_and_can_be_taken_back(visit):
     own, lines = visit("token=3&seed=1").ready(), []
-    own.train(50)
     for label, y in ((4, 0.5), (1, -0.5)):
+        own.train(100)
+        at = own.step
         place = on_the_plane(own, label)
         own.page.mouse.move(*place(-0.5, y))
         own.page.mouse.down()
         own.page.mouse.move(*place(0.5, y), steps=5)
         own.page.mouse.up()
         own.page.mouse.move(1, 1)
-        expect(own.canvas).to_have_attribute("data-step", "0")  # afresh
+        own.page.wait_for_function(f"() => Number(document.querySelector('.moe-canvas').dataset.step) < {at}")
+        own.button("Pause").click()
+        own.button("Play").wait_for()
         expect(own.page).to_have_url(re.compile("points=" + "".join(lines) + "."))
         lines.append(own.state["points"][len("".join(lines)) :])
     assert {point[1:] for point in drawn(own)} == {(0.5, 4), (-0.5, 1)} and own.control("task").is_disabled()
-    start = own.measured()
     own.train(100)
-    assert own.measured()[0] < 0.2 * start[0]
+    assert own.measured()[0] < 0.4  # guessing: ln(8)
     again = visit(urlsplit(own.page.url).fragment).ready()
     assert drawn(again) == drawn(own) and again.control("pen").input_value() == "off"
     own.button("top-1 collapse").click()  # they stay

@@ -31,7 +31,7 @@ export class Playground {
     const restart = button("Restart", "Start afresh with the same settings", () => this.apply({}, true));
     const works = Object.entries(settings.presets).filter(([, { off }]) => !off);
     this.presets = works.map(([name, { label, tip }]) => [name, button(label, tip, () => this.choose(name))]);
-    const moved = (name) => (value) => this.apply({ [name]: value }, false, true);
+    const moved = (name) => (value) => this.apply({ [name]: value });
     const control = (name) => new Control(`${place.id}-${name}`, settings.controls[name], moved(name));
     const shown = settings.names.filter((name) => name !== "points"); // they are drawn
     this.controls = Object.fromEntries(shown.map((name) => [name, control(name)]));
@@ -94,10 +94,10 @@ export class Playground {
   frontButtons({ tips, collapse, rescue }) {
     const actions = {
       Healthy: () => this.choose("healthy"),
-      Collapse: () => this.apply(collapse, true, true),
+      Collapse: () => this.apply(collapse, true),
       Rescue: () => {
         this.rescued = this.dead.length > 0;
-        this.apply(rescue, false, false, this.rescued ? tips.rescued : tips.nothing);
+        this.apply(rescue, false, this.rescued ? tips.rescued : tips.nothing);
         this.ask("pace", { most: SLOWLY });
         this.ask("play");
       },
@@ -188,11 +188,10 @@ export class Playground {
   }
   /**
    * Put other values in force, as `Lab.apply` does: a new start for what is structural, else a turn of the knobs. Or say
-   * why not, and change nothing. A new start by a control or a preset trains; a knob, Restart and points leave a
-   * pause as it is.
+   * why not, and change nothing. A new start trains, but for that of an address; a knob leaves a pause as it is.
    * From here on `values` are what is asked for; `standing` is what trains.
    */
-  apply(asked, restart = false, trains = false, name = "") {
+  apply(asked, restart = false, name = "", trains = true) {
     const { settings, values: before } = this;
     let values;
     try {
@@ -211,7 +210,7 @@ export class Playground {
       this.dead = [];
       this.ask("start", { values: inForce, name: settings.graph(values), trains });
     } else this.ask("turn", { values: inForce, knob: changes.knob, name });
-    if (changes.knob && trains && !this.isPlaying && !this.isOpening) this.say(WAITS);
+    if (changes.knob && !name && !this.isPlaying && !this.isOpening) this.say(WAITS);
     this.isOpening ||= changes.restart;
     if (!this.isOpening) this.standing = values;
     this.showOpening();
@@ -225,7 +224,7 @@ export class Playground {
   choose(preset) {
     const kept = this.settings.kept.map((name) => [name, this.values[name]]);
     const goesOn = preset === "rescued" && this.isAt("collapse");
-    this.apply({ ...this.settings.preset(preset), ...Object.fromEntries(kept) }, !goesOn, true);
+    this.apply({ ...this.settings.preset(preset), ...Object.fromEntries(kept) }, !goesOn);
     if (goesOn) this.ask("play");
   }
   answer({ content, data, playing, started, refused }) {
@@ -299,12 +298,12 @@ export class Playground {
   }
   open() {
     try {
-      this.apply(this.settings.parse(this.place.state), true);
+      this.apply(this.settings.parse(this.place.state), true, "", false);
     } catch (error) {
       const { settings, standing, values } = this;
       const { first } = settings;
       if (values) this.show();
-      else this.apply(settings.preset(first), true);
+      else this.apply(settings.preset(first), true, "", false);
       this.say(`${error.message} ${standing ? KEPT : `Here is the preset ${first}.`}`);
     }
   }
