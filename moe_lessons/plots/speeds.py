@@ -51,7 +51,8 @@ TITLE = "Speedup of the MoE over a dense model"
 REGIONS = "MoE slower", "MoE faster"
 CAPTION = (
     "Speedup: the dense model's time for a decoding step over the MoE's. Contours: by the roofline, where each part "
-    f"loads or computes, whichever takes longer. Edges: derived. About as fast: within {100 * EVEN:g} %."
+    "loads or computes, whichever takes longer. Between its edges, which are derived, the MoE is slower. "
+    f"About as fast: within {100 * EVEN:g} %."
 )
 
 

@@ -88,13 +88,17 @@ function whyOf({ shared, expert }, { E, K }, [moe, dense], batch, width) {
     short(Number((times * (experts + shared / expert)).toPrecision(3)));
   const [all, each, wide] = [inExperts(E), inExperts(K), inExperts(K, width)];
   const loaded = inExperts(E * (1 - (1 - K / E) ** batch));
-  const name = `dense, ${width}×,`;
-  const counted = shared ? " What is shared counts as experts." : "";
-  if (isBound(dense, "FFN"))
-    return `loading weights takes longer than computing. This step loads ${loaded} of ${all} experts; ${name} as much as ${wide}.${counted}`;
-  if (isBound(moe, "experts"))
-    return `to compute takes ${name} longest: for each token as much as ${wide} experts. To load ${loaded} of ${all} experts takes the MoE longest.${counted}`;
-  return `computing takes longer than loading. The MoE computes ${each} experts for each token, ${name} as much as ${wide}.${counted}`;
+  const [name, counted] = [`dense, ${width}×`, shared ? " (what is shared counts as experts)" : ""];
+  const why = isBound(dense, "FFN")
+    ? `loading takes longer than computing. This step loads ${loaded} of ${all} experts, ${name}, as much as ${wide}`
+    : isBound(moe, "experts")
+      ? `${name}, takes long to compute as much as ${wide} experts for each token, the MoE to load ${loaded} of ${all}`
+      : `computing takes longer than loading. A token costs the MoE ${each} experts, ${name}, as much as ${wide}`;
+  const [own, its] = [moe, dense].map(({ parts }) =>
+    parts.reduce((sum, part) => sum + /FFN|experts|router/.test(part.name) * part.seconds, 0),
+  );
+  const pace = Math.abs(its / own - 1) <= EVEN ? "about as fast" : its > own ? "faster" : "slower";
+  return `Why: in the FFN ${why}${counted}: the MoE's is ${pace}.`;
 }
 
 // The two batch sizes between which the mixture is slower than a dense model: `edges` of moe_lessons/analysis/speedup.py.
@@ -231,7 +235,7 @@ export function panelsOf(manifest, values) {
   const widest = [1, 2, 4].filter((each) => each < top);
   const same = K === E ? ["With top-k = E the MoE loads and computes what dense, 1×, does."] : [];
   const steps = [step(batch), step(batch, width)];
-  const why = `Why: ${whyOf(model, setting, steps, batch, width)}`;
+  const why = whyOf(model, setting, steps, batch, width);
   const caption = [why, "", "The MoE over dense models:", ...[...widest, top].map(over), ...same];
   const table = tableOf(manifest, steps, batch, width, caption.join("\n"));
   const isFull =

@@ -237,7 +237,8 @@ class OwnText {
     );
     const tokens = Array.from(bytes, (byte, at) => [`${at} ${manifest.names[byte]}`, at]);
     this.controls[1].show(token, text ? tokens : [["–", token]]);
-    if (this.read?.text !== text) {
+    const isOther = this.read?.text !== text;
+    if (isOther) {
       const outs = [];
       for (const weights of this.models) outs.push(await this.run(bytes, weights));
       this.read = { text, outs };
@@ -262,6 +263,7 @@ class OwnText {
       token,
       words: notice,
       reading,
+      isOther,
     };
     this.hear({ frame: ++this.frame, colors: manifest.colors, panels, slots, words: seen }, [
       new DataView(data),

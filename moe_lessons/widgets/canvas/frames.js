@@ -59,8 +59,9 @@ function takeColors(view, colors) {
 }
 
 function takeWords(view, words) {
-  if (words.step < view.words.step) {
-    view.pinned = null; // it starts afresh: who is held is another
+  const isFresh = words.step < view.words.step;
+  if (isFresh || words.isOther) view.pinned = null; // who is held is another
+  if (isFresh) {
     view.began = null;
     view.freshAt = performance.now();
     setTimeout(() => touch(view, new Set()), FRESH);
