@@ -28,6 +28,10 @@ COURSE = "the course's own"  # a model of its language models
 SHAPE = TransformerShape(256, 512, 2, 8, 4, 64, 1024, num_experts=16, top_k=2)  # that of lessons 04 and 05
 NAMES = "Mixtral 8x7B", "OLMoE-1B-7B", "Qwen3-30B-A3B", "gpt-oss-20b", "DeepSeek-V3"
 TOP_K = 1, 2, 4, 8, 16
+ROOFLINE = (
+    "Speedup: the dense model's time for a decoding step over the MoE's. By the roofline each part of it loads or "
+    "computes, whichever takes longer."
+)
 HEIGHT = 404  # pixels: the map with both axes, and all above it, on one screen
 
 
@@ -85,7 +89,7 @@ def speedup_manifest() -> dict[str, Any]:
         "levels": LEVELS,
         "edges": EDGE_INKS,
         "last": LAST,
-        "panel": encode_panel(speedup_panel(one, 4.0, heat, width=8, height=HEIGHT), 0)[0],
+        "panel": encode_panel(speedup_panel(one, 4.0, heat, caption=ROOFLINE, width=8, height=HEIGHT), 0)[0],
         "table": encode_panel(table, 1)[0],
         "inks": {"": OTHER} | DENSE_INKS,  # of dense models
         "colors": COLORS,

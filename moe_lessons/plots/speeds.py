@@ -49,11 +49,7 @@ def plot_published_speeds(frame: pd.DataFrame) -> Axes:
 EDGE_INKS = {"lower edge": 4, "upper edge": 3}  # of the lines on a map
 TITLE = "Speedup of the MoE over a dense model"
 REGIONS = "MoE slower", "MoE faster"
-CAPTION = (
-    "Speedup: the dense model's time for a decoding step over the MoE's. Contours: by the roofline, where each part "
-    "loads or computes, whichever takes longer. Between its edges, which are derived, the MoE is slower. "
-    f"About as fast: within {100 * EVEN:g} %."
-)
+CAPTION = f"Between its edges (derived) the MoE is slower. Contours: roofline. About as fast: within {100 * EVEN:g} %."
 
 
 def edge_lines(edges: Callable[[float], tuple[float, float] | None], top: float) -> list[Line]:
