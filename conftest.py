@@ -1,4 +1,4 @@
-"""What nbval does not compare, beside pictures, and that it compares what has no number."""
+"""What nbval does not compare, beside pictures."""
 
 import pytest
 
@@ -7,8 +7,3 @@ import pytest
 def pytest_collectstart(collector) -> None:
     if hasattr(collector, "skip_compare"):
         collector.skip_compare += ("text/html",)  # where a notebook is live, a picture is HTML too; tables are text too
-
-
-def pytest_itemcollected(item) -> None:
-    if hasattr(item, "cell"):
-        item.cell.execution_count = 0  # nbval refuses outputs of a cell without a number

@@ -73,9 +73,6 @@ def render(path: Path, busy: bool = False) -> None:
     for cell in notebook.cells:
         if any(WIDGET in output.get("data", {}) for output in cell.get("outputs", [])):
             raise ValueError(f"a live widget is shown although MOE_LESSONS_STATIC is 1, by the cell\n{cell.source}")
-        for numbered in (cell, *cell.get("outputs", [])):  # a cell with a number looks as if it had just run
-            if "execution_count" in numbered:
-                numbered.execution_count = None
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
 
