@@ -183,9 +183,8 @@ class SpeedupMap(Picture):
         known."""
         weights = WEIGHT_BYTES[self.inputs["weights"].value] * self.sizes.total
         memory = self.machines.loc[self.inputs["machine"].value].memory_bytes
-        does_not_fit = f"It does not fit: {size_words(weights)} of weights, {size_words(memory)} of memory."
         if weights > memory:
-            return does_not_fit
+            return f"It does not fit: {size_words(weights)} of weights, {size_words(memory)} of memory."
         is_full = 1 <= (self.texts() or 0) < self.batch
         return f"At batch size {self.batch:,} it does not fit: memory is full." if is_full else ""
 

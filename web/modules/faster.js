@@ -5,27 +5,24 @@
 import canvas from "./canvas/index.js";
 import { range, short } from "./canvas/numbers.js";
 import { json, make, pack } from "./parts.js";
-import { costsOf, edgeWords, edgesOf, stepOf } from "./speedup.js";
+import { comparison } from "./speedup.js";
 
-const [MODEL, MACHINE, WEIGHTS] = ["Mixtral 8x7B", "NVIDIA H200 SXM", "fp8"];
-const HOW = `Computed by the roofline, not measured: ${MODEL}'s layers on one H200, ${WEIGHTS}. `;
+const OF = { model: "Mixtral 8x7B", machine: "NVIDIA H200 SXM", weights: "fp8", context_length: 0 };
+const HOW = `Computed by the roofline, not measured: ${OF.model}'s layers on one H200, ${OF.weights}. `;
 
 /** Give what draws it in an element for E experts, top-K. */
 export async function faster(home, colors) {
-  const { models, machines, bytes, inks, last } = await json("speedup.json");
-  const [model, [bandwidth, , peak]] = [models[MODEL], machines[MACHINE]];
-  const [view, words] = [make("div"), make("p", { class: "moe-about" })];
+  const manifest = await json("speedup.json");
+  const { inks, last } = manifest;
+  const [view, about] = [make("div"), make("p", { class: "moe-about" })];
   const link = make("a", {}, "Speedup map");
   let hear;
   let frame = 0;
-  home.replaceChildren(view, words);
+  home.replaceChildren(view, about);
   canvas.render({ el: view, model: { on: (_, action) => (hear = action), off() {}, get() {}, send() {} } });
   return ({ num_experts: E, top_k: K }) => {
-    const [weight, cached] = bytes[WEIGHTS];
-    const setting = { E, K, weight, cached, context: 0 };
-    const roof = [bandwidth, peak];
-    const seconds = (batch, width) => stepOf(costsOf(model, setting, batch, width), roof).seconds;
-    const speedup = (batch, width) => seconds(batch, width) / seconds(batch);
+    const asked = { ...OF, num_experts: E, top_k: K };
+    const { speedup, words } = comparison(manifest, asked);
     const widths = [...new Set([E / K, Math.max(E / K / 2, 1)])]; // as wide as all experts, and half as wide
     const x = range(last + 1);
     const curves = [x.map(() => 1), ...widths.map((width) => x.map((row) => speedup(2 ** row, width)))];
@@ -44,7 +41,11 @@ export async function faster(home, colors) {
       marks,
       x: { low: 0, high: last, label: "batch size", ticks, link: "batch" },
       y: { low: 0, high, label: "", link: "" },
-      ...{ width: 12, least_width: 0, height: 128, caption: "", selected: false },
+      width: 12,
+      least_width: 0,
+      height: 128,
+      caption: "",
+      selected: false,
     };
     const { slots, data } = pack(arrays);
     const seen = { count: 1, experts: 0, words: "" };
@@ -57,20 +58,12 @@ export async function faster(home, colors) {
     };
     hear(content, [new DataView(data)]);
     const found = widths.map((width) => {
-      const pace = edgeWords(edgesOf(model, setting, roof, width), last, (batch) => speedup(batch, width));
       const first =
         width > 1 ? `${short(+speedup(1, width).toPrecision(2))} times as fast at batch size 1; ` : "";
-      return `Over dense, ${width}×: ${first}${pace}. `;
+      return `Over dense, ${width}×: ${first}${words(width)}. `;
     });
-    const asked = {
-      model: MODEL,
-      num_experts: E,
-      top_k: K,
-      machine: MACHINE,
-      weights: WEIGHTS,
-      width: widths[0],
-    };
-    link.href = new URL(`../speedup.html${E > 1 ? `#${new URLSearchParams(asked)}` : ""}`, import.meta.url);
-    words.replaceChildren(...found, HOW, link);
+    const state = new URLSearchParams({ ...asked, width: widths[0] });
+    link.href = new URL(`../speedup.html${E > 1 ? `#${state}` : ""}`, import.meta.url);
+    about.replaceChildren(...found, HOW, link);
   };
 }

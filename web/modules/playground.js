@@ -9,7 +9,7 @@ import { Settings } from "./settings.js";
 const WAITS = "In force from the next step: press Play.";
 const SLOWLY = 100; // steps a second of what begins, until it is touched: one sees how it learns
 const HIDDEN = 24; // pixels of the block below which a finger does not move the page
-const LOADING = "Loading what trains.";
+export const LOADING = "Loading what trains.";
 const EARLIER = "The picture is of an earlier training."; // where it is not of the first step
 export const calm = matchMedia("(prefers-reduced-motion: reduce)");
 

@@ -140,14 +140,16 @@ export function edgeWords(pair, last, at) {
   return `${first}, ${between} up to ${upper}, ${above} above`;
 }
 
-// What memory has room for: how many sequences, or a sentence where none fits; of weights alone, any.
-function roomFor(model, { E, weight, cached, context }, memory) {
+// What memory has room for: how many sequences, and a sentence where a batch does not fit; of weights alone, any.
+function roomFor(model, { E, weight, cached, context }, memory, batch) {
   const weights = weight * (model.rest + E * (model.expert + model.router));
   if (weights > memory)
     return { trouble: `It does not fit: ${sizeOf(weights)} of weights, ${sizeOf(memory)} of memory.` };
   const each = cached * model.cache * context;
   const sequences = each ? Math.floor((memory - weights) / each) : Infinity;
-  if (sequences) return { sequences };
+  const isFull = batch > sequences;
+  const full = isFull ? `At batch size ${batch.toLocaleString("en")} it does not fit: memory is full.` : "";
+  if (sequences) return { sequences, trouble: full };
   return {
     trouble: `No text fits: ${sizeOf(weights)} of weights and ${sizeOf(each)} of cache for each text, ${sizeOf(memory)} of memory.`,
   };
@@ -172,8 +174,8 @@ function edgeLines(manifest, edges, top, first) {
   return { marks, arrays };
 }
 
-// The panels for these settings, their arrays, and what is found at the width that is selected.
-export function panelsOf(manifest, values) {
+// Both models at these settings: a step, the speedup, the edges and their words, over the batch size and the width.
+export function comparison(manifest, values) {
   const model = manifest.models[values.model];
   const { num_experts: E, top_k: K, context_length: context, weights: kind } = values;
   const [bandwidth, usual, fast, memory] = manifest.machines[values.machine];
@@ -182,6 +184,15 @@ export function panelsOf(manifest, values) {
   const setting = { E, K, weight, cached, context };
   const step = (batch, width) => stepOf(costsOf(model, setting, batch, width), roof);
   const speedup = (batch, width) => step(batch, width).seconds / step(batch).seconds;
+  const edges = (width) => edgesOf(model, setting, roof, width);
+  const words = (width) => edgeWords(edges(width), manifest.last, (batch) => speedup(batch, width));
+  return { model, setting, memory, step, speedup, edges, words };
+}
+
+// The panels for these settings, their arrays, and what is found at the width that is selected.
+export function panelsOf(manifest, values) {
+  const { num_experts: E, top_k: K } = values;
+  const { model, setting, memory, step, speedup, edges, words } = comparison(manifest, values);
   const active = model.shared + K * model.expert;
   const top = Math.max(2, (model.shared + E * model.expert) / active);
   const rows = range(ROWS).map((row) => (manifest.last * row) / (ROWS - 1));
@@ -213,13 +224,11 @@ export function panelsOf(manifest, values) {
       rule(matched.low, "even", "its 95 % interval"),
       rule(matched.high, "even", ""),
     );
-  const { trouble = "", sequences } = roomFor(model, setting, memory);
+  const { trouble, sequences } = roomFor(model, setting, memory, batch);
   if (sequences >= 1 && sequences < 2 ** manifest.last) {
     const text = `memory is full: ${sequences.toLocaleString("en")} sequence${sequences > 1 ? "s" : ""}`;
     panel.marks.push({ mark: "Rule", x: null, y: Math.log2(sequences), kind: "end", name: text });
   }
-  const edges = (over) => edgesOf(model, setting, roof, over);
-  const words = (over) => edgeWords(edges(over), manifest.last, (size) => speedup(size, over));
   const drawn = edgeLines(manifest, edges, top, panel.marks.length);
   panel.marks.push(...drawn.marks);
   const mixture = isPublished ? values.model : `${values.model} with ${E} experts, top-${K}`;
@@ -238,9 +247,7 @@ export function panelsOf(manifest, values) {
   const why = whyOf(model, setting, steps, batch, width);
   const caption = [why, "", "The MoE over dense models:", ...[...widest, top].map(over), ...same];
   const table = tableOf(manifest, steps, batch, width, caption.join("\n"));
-  const isFull =
-    batch > sequences && `At batch size ${batch.toLocaleString("en")} it does not fit: memory is full.`;
-  return { panels: { 0: panel, 1: table }, arrays, trouble: trouble || isFull || "", finding, places };
+  return { panels: { 0: panel, 1: table }, arrays, trouble, finding, places };
 }
 
 // The settings that an address asks for, and why it cannot be read.

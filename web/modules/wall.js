@@ -2,12 +2,12 @@
 // three models.
 
 import { json } from "./parts.js";
-import { Playground, calm } from "./playground.js";
+import { LOADING, Playground, calm } from "./playground.js";
 import { Settings } from "./settings.js";
 
 export default async function show(place) {
   const view = new Playground(place, new Settings(await json("wall.json")), "wall_worker.js");
-  view.view.querySelector(".moe-loading").textContent = "Loading what trains."; // no picture is shown
+  view.view.querySelector(".moe-loading").textContent = LOADING; // no picture is shown
   if (!calm.matches) view.ask("play");
   view.open();
 }
