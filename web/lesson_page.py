@@ -19,12 +19,13 @@ NO_CHECK = "In the notebook the next cell checks your code, and says what differ
 
 
 def as_page(notebook: dict[str, Any]) -> dict[str, Any]:
-    """Return it with descriptions of pictures, with folded code, and with answers at its questions and exercises."""
+    """Return it with folded code, dark pictures, descriptions of pictures, and answers at questions and exercises."""
     notebook["cells"][0]["source"] = START.sub("", "".join(notebook["cells"][0]["source"]))
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     for cell in cells:
         cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), *fold(cell)]
         cell["metadata"]["mystnb"] = describe(cell)
+        cell["outputs"] = [one for output in cell["outputs"] for one in (output, *dark_of(output))]
     answer(notebook["cells"])
     gather(notebook["cells"])
     for cell in cells:
@@ -49,6 +50,12 @@ def describe(cell: dict[str, Any]) -> dict[str, Any]:
     pictures = [output.get("metadata", {}).get("image/png", {}) for output in cell["outputs"]]
     words = " ".join(picture["alt"] for picture in pictures if "alt" in picture)
     return {"image": {"alt": words}} if words else {}
+
+
+def dark_of(output: dict[str, Any]) -> list[dict[str, Any]]:
+    """Give the dark version of a picture, if it has one, as an output of its own."""
+    dark = output.get("metadata", {}).get("image/png", {}).get("dark")
+    return [{"output_type": "display_data", "data": {"image/png": dark}, "metadata": {}}] if dark else []
 
 
 def gather(cells: list[dict[str, Any]]) -> None:

@@ -126,6 +126,13 @@ def views_of(path: Path) -> Iterator[View]:
                 yield View(next_name(path, call, counts), place, call, said["alt"], picture)
 
 
+def dark_pictures(path: Path) -> set[str]:
+    """Give the dark versions of the pictures of a stored lesson, as `View.picture` names one."""
+    outputs = [output for cell in json.loads(read_clean(path))["cells"] for output in cell.get("outputs", [])]
+    found = (output.get("metadata", {}).get("image/png", {}).get("dark") for output in outputs)
+    return {hashlib.sha256(b64decode(dark)).hexdigest() for dark in found if dark}
+
+
 @functools.cache
 def read_clean(path: Path) -> str:
     """Return the text of a stored notebook as `make render` leaves it: where somebody has run it since, as it was

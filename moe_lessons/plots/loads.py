@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
@@ -41,7 +41,7 @@ def muting_maps(shares: pd.DataFrame, rises: pd.DataFrame) -> Figure:
     """Draw where the tokens of each group go, shares (groups, E), above what a group loses without each expert, rises
     (groups, E) in nats. In a frame: the largest of each row."""
     figure = LessonFigure(6.4, 1.6 + 0.66 * len(shares))
-    shades = LinearSegmentedColormap.from_list("more", [LIGHT.background, LIGHT.directions[1]])
+    shades = style.shades(LIGHT.background, LIGHT.directions[1])
     maps = (
         (100 * shares, "Where tokens go: % of each row (frame: most)", ".0f"),
         (rises, "Rise of the loss without it, nats (frame: most)", ".2f"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm, to_hex, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm, to_hex, to_rgb, to_rgba
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -14,7 +14,7 @@ from moe_lessons.plots import marks
 from moe_lessons.plots import theme as style
 from moe_lessons.plots.labels import place_labels
 from moe_lessons.plots.marks import Axis, Cells, Field, Panel, Parts, Table, Text
-from moe_lessons.plots.theme import LIGHT, LessonFigure, annotate, expert_color, expert_hatch, ink_on
+from moe_lessons.plots.theme import LIGHT, LessonFigure, annotate, between, expert_color, expert_hatch, ink_on
 from moe_lessons.tasks.plane import read_points
 
 FONT = "monospace"
@@ -100,7 +100,7 @@ def _line_style(ink: int, strong: bool = True) -> dict:
 
 def _two_ways() -> LinearSegmentedColormap:
     low, high = LIGHT.directions
-    return LinearSegmentedColormap.from_list("two ways", [low, LIGHT.background, high])
+    return style.shades(low, LIGHT.background, high)
 
 
 def two_ways(ax: Axes, edges, z: np.ndarray, even: float, most: float) -> QuadMesh:
@@ -118,9 +118,9 @@ def draw_field(mark: Field, ax, panel):
     if mark.classes is not None:
         level = np.asarray(mark.classes) % 8  # as in the page
         alpha = 0.05 * (level % 2 * 4 + level // 2)
-        shade = np.dstack([*(np.full(level.shape, part) for part in to_rgb(LIGHT.background)), alpha])
+        pale = style.shades(LIGHT.background + "00", LIGHT.background + "ff")
         place = {"origin": "lower", "extent": (*ax.get_xlim(), *ax.get_ylim()), "aspect": "auto", "zorder": 0.6}
-        ax.imshow(shade, interpolation="bilinear", **place)
+        ax.imshow(alpha, cmap=pale, vmin=0, vmax=1, interpolation="bilinear", **place)
     for expert in range(z.shape[-1]):
         lead = z[..., expert] - np.delete(z, expert, axis=-1).max(axis=-1, initial=-1e9)  # at its borders it is 0
         area = ax.contourf(x, y, lead, [0, np.inf], colors=[expert_color(expert)], zorder=0.5)
@@ -128,7 +128,7 @@ def draw_field(mark: Field, ax, panel):
         rows, columns = np.nonzero(first == expert)
         if len(rows) >= LEAST_PART * first.size:  # its number stands at that point of it which is nearest to its middle
             at = np.hypot(rows - rows.mean(), columns - columns.mean()).argmin()
-            options = {"fontsize": 10, "weight": "bold", "color": "black", "ha": "center", "halo": LIGHT.background}
+            options = {"fontsize": 10, "weight": "bold", "color": "black", "ha": "center", "halo": style.WHITE}
             annotate(ax, str(expert), (x[columns[at]], y[rows[at]]), zorder=2.55, **options)  # over the points
 
 
@@ -137,9 +137,9 @@ def draw_cells(mark: Cells, ax, panel):
     rows, experts = z.shape
     edges = np.arange(experts + 1) - 0.5, np.arange(rows + 1) - 0.5
     if mark.even is None:
-        inks = np.array([to_rgb(expert_color(expert)) for expert in range(experts)])
-        ground = 0.93 * np.array(to_rgb(LIGHT.background)) + 0.07 * np.array(to_rgb(LIGHT.foreground))
-        colors = ground + (inks - ground) * np.sqrt(z.clip(0, 1))[..., None]
+        inks = [to_rgb(expert_color(expert)) for expert in range(experts)]
+        colors = np.dstack([np.broadcast_to(inks, (rows, experts, 3)), np.sqrt(z.clip(0, 1))])
+        ax.set_facecolor(between(0.07))
         ax.pcolormesh(*edges, colors, edgecolors=LIGHT.background, lw=1, zorder=0.5)
     else:
         mesh, ends = two_ways(ax, edges, z, mark.even, mark.most), (0, mark.even, mark.most)
@@ -212,8 +212,8 @@ def draw_points(mark: marks.Points, ax, panel):
         ax.scatter(x, y, 60, **colors, ec=LIGHT.foreground, lw=1, zorder=2.5, clip_on=False)
         return
     symbol = np.zeros(len(x)) if mark.symbol is None else np.asarray(mark.symbol)
-    light = {"marker": "o", "ms": 4.5 if mark.tokens else 3.4, "color": "white", "mec": "black", "mew": 0.7}
-    dark = light | {"marker": "X", "ms": 6, "color": "black", "mec": "white"}
+    light = {"marker": "o", "ms": 4.5 if mark.tokens else 3.4, "color": style.WHITE, "mec": "black", "mew": 0.7}
+    dark = light | {"marker": "X", "ms": 6, "color": "black", "mec": style.WHITE}
     for kind, points in enumerate((light, dark, {"marker": "x", "ms": 6, "mew": 1.8, "color": style.RED})):
         ax.plot(x[symbol == kind], y[symbol == kind], ls="", zorder=2.5, **points)
     if mark.selected is not None:
@@ -222,7 +222,7 @@ def draw_points(mark: marks.Points, ax, panel):
 
 def draw_drawn(mark: marks.Drawn, ax, panel):
     for place, label in zip(*(part.tolist() for part in read_points(mark.points))):
-        options = {"halo": "white", "fontsize": 6, "color": "black", "ha": "center", "va": "center", "zorder": 2.4}
+        options = {"halo": style.WHITE, "fontsize": 6, "color": "black", "ha": "center", "va": "center", "zorder": 2.4}
         annotate(ax, marks.CLASSES[label], place, **options)
 
 
@@ -262,11 +262,11 @@ def draw_rule(mark: marks.Rule, ax, panel):
 def draw_boxes(mark: marks.Boxes, ax, panel):
     x, y, w, h = np.reshape(np.asarray(mark.places, dtype=float), (-1, 4)).T
     room = np.abs(w / (panel.x.high - panel.x.low)) * ax.figure.bbox.width / style.LETTER
-    grey = _between(0.1)
+    grey = between(0.1)
     for i, (text, fill, expert) in enumerate(zip(mark.texts, mark.fill, mark.expert)):
         color = expert_color(expert) if fill == 3 else LIGHT.lines[(fill - 4) % 8] if fill > 3 else grey
         face, hatch = ("none" if fill < 2 else color), expert_hatch(expert) if fill == 3 else ""
-        edge = _between(0.4) if fill == 1 else LIGHT.background if hatch else "none"
+        edge = between(0.4) if fill == 1 else LIGHT.background if hatch else "none"
         if fill:
             ax.bar(x[i], h[i], w[i], y[i] - h[i] / 2, color=face, ec=edge, hatch=hatch, lw=fill == 1, zorder=2)
         if text and mark.token[i] == mark.selected:
@@ -278,11 +278,6 @@ def draw_boxes(mark: marks.Boxes, ax, panel):
         # keeps letters apart from stripes, and from lines
         halo = color if hatch else LIGHT.background if mark.strong and not fill else ""
         annotate(ax, text, (x[i], y[i]), halo=halo, color=ink, zorder=4, **place)
-
-
-def _between(part: float) -> str:
-    paper, ink = (np.array(to_rgb(color)) for color in (LIGHT.background, LIGHT.foreground))
-    return to_hex(paper + part * (ink - paper))
 
 
 def draw_arrows(mark: marks.Arrows, ax, panel):
@@ -298,7 +293,7 @@ def draw_route(mark: marks.Route, ax, panel):
     probs, weights = np.asarray(mark.probs, dtype=float), np.asarray(mark.weights, dtype=float)
     busy = np.flatnonzero(weights > 0)
     x = (np.arange(len(probs)) + 0.5) / len(probs)
-    grey = _between(0.3)
+    grey = between(0.3)
     ax.set(xlim=(0, 1), ylim=(1, 0))
     for expert in busy:
         below = 0.29 + 0.17 * probs[expert] * (len(probs) <= 10)  # the number of its probability
@@ -335,10 +330,11 @@ def draw_lamps(mark: marks.Lamps, ax, panel):
     rows = -(-len(right) // mark.columns)
     states = np.full(rows * mark.columns, digits + 1)  # no lamp
     states[: len(right)] = right
-    dark, full = (np.array(to_rgb(color)) for color in (_between(0.1), LIGHT.lines[mark.ink % 8]))
-    pale = [dark + part * (full - dark) for part in PALE * np.arange(digits) / digits]
-    colors = np.array([*pale, full, to_rgb(LIGHT.background)])
-    edges, cells = (np.arange(mark.columns + 1), np.arange(rows + 1)), colors[states].reshape(rows, mark.columns, 3)
+    full = LIGHT.lines[mark.ink % 8]
+    colors = [*(to_rgba(full, PALE * count / digits) for count in range(digits)), to_rgba(full)]
+    colors = np.array([*colors, to_rgba(LIGHT.background)])
+    edges, cells = (np.arange(mark.columns + 1), np.arange(rows + 1)), colors[states].reshape(rows, mark.columns, 4)
+    ax.set_facecolor(between(0.1))
     ax.pcolormesh(*edges, cells, zorder=0.5, edgecolors=LIGHT.background, lw=0.6)
     ax.set_aspect("equal", anchor="NW")
 

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -139,7 +138,7 @@ def collapse_map(cells: pd.DataFrame, ours: tuple[str, str, float]) -> Figure:
     starts, weights = (list(cells[name].unique()) for name in ("start", "weights"))
     rows = cells[(cells.step == 600) & (cells.lr == lr)]
     values = rows.pivot(index="start", columns="weights", values="dead").loc[starts, weights].to_numpy(float)
-    shades = LinearSegmentedColormap.from_list("dead", [LIGHT.background, style.RED])
+    shades = style.shades(LIGHT.background, style.RED)
     figure = style.LessonFigure(6.4, 3.4)
     words = "Dead experts of 8 at step 600, mean of ten seeds\n(frame: section 1)"
     ax = dress(figure.subplots(), words, "K and routing weight", "router initialisation")

@@ -1,11 +1,11 @@
-"""What all pictures share: colours, a matplotlib style, and figures that need no pyplot. Still pictures are light."""
+"""What all pictures share: colours, a matplotlib style, and figures that need no pyplot. What is drawn is light; a
+renderer can turn it dark."""
 
 import functools
 import textwrap
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context, rc_params_from_file
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
+from matplotlib.backend_bases import GraphicsContextBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.colors import Colormap, LinearSegmentedColormap, to_hex, to_rgb, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
+from PIL import Image
 
 from moe_lessons.nn.baselines import dense_name
 from moe_lessons.support.errors import check_number
-from moe_lessons.support.static import static_mode
 
 # Okabe and Ito's colours for all kinds of sight, so ordered that neighbours differ; a grey in the place of their black
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8C8C8C")
@@ -38,6 +39,13 @@ MARKERS = "osD^vPoX"
 DENSE = "dense"  # how the names of dense models begin
 DENSE_INKS = {dense_name(width): ink for width, ink in ((1, 1), (2, 4), (4, 2), (8, 3))}  # others have OTHER
 OTHER = 5
+COLORED = {
+    "draw_path": (3,),
+    "draw_markers": (5,),
+    "draw_path_collection": (6, 7),
+    "draw_quad_mesh": (7, 9),
+    "draw_gouraud_triangles": (2,),
+}  # methods of a renderer: which arguments are colours
 LABEL_PLACES = ((8, 0), (-8, 0), (0, 8), (0, -8), (6, 6), (6, -6), (-6, 6), (-6, -6))  # points from a spot, best first
 # letters of one size, no lines that say nothing
 STYLE = rc_params_from_file(Path(__file__).with_name("lesson.mplstyle"), use_default_template=False)
@@ -60,7 +68,26 @@ LIGHT = Theme(
     "#ffffff", "#1f2328", "#57606a", "#d0d7de", ("#5e3c99", "#b35806"),
     ("#1f2328", "#7a3b00", "#4a148c", "#00525c", "#ad1457", "#6e7781", "#1a7f37", "#d00000"),
 )  # fmt: skip
-DARK_LINES = ("#e6e6e6", "#d7b38c", "#b388ff", "#80deea", "#c5e1a5", "#9aa0a6", "#57d364", "#ff4d4d")  # in the page
+DARK = Theme(  # of JupyterLab; directions and lines are those of live views
+    "#111111", "#e6e6e6", "#b1b1b1", "#444444", ("#a274ff", "#fdb863"),
+    ("#e6e6e6", "#d7b38c", "#b388ff", "#80deea", "#c5e1a5", "#9aa0a6", "#57d364", "#ff4d4d"),
+)  # fmt: skip
+BLACK, WHITE = (0.0, 0.0, 0.0), (1.0, 1.0, 0.999)  # in both themes; so white is told from LIGHT.background
+
+
+def between(part: float, theme: Theme = LIGHT) -> str:
+    """Mix a grey: a part of the foreground, the rest background."""
+    paper, ink = (np.array(to_rgb(color)) for color in (theme.background, theme.foreground))
+    return to_hex(paper + part * (ink - paper))
+
+
+def colors_of(theme: Theme) -> list[str]:
+    """All that is drawn with, in one order in each theme; the greys are those of `between`."""
+    greys = [between(part, theme) for part in (0.07, 0.1, 0.3, 0.4)]
+    return [theme.background, theme.foreground, theme.muted, theme.grid, *theme.directions, *theme.lines, *greys]
+
+
+TURNED = dict(zip(colors_of(LIGHT), colors_of(DARK)))
 
 
 def model_inks(names: Iterable[str]) -> list[int]:
@@ -83,11 +110,11 @@ def expert_hatch(expert: int) -> str:
 
 
 @functools.cache
-def ink_on(color: str) -> str:
+def ink_on(color: str) -> tuple[float, float, float]:
     """Choose black or white, whichever is read better on `color` (WCAG 2.2, relative luminance)."""
     rgb = np.array(to_rgb(color))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    return "#000000" if linear @ (0.2126, 0.7152, 0.0722) > 0.179 else "#ffffff"
+    return BLACK if linear @ (0.2126, 0.7152, 0.0722) > 0.179 else WHITE
 
 
 def short_number(n: float) -> str:
@@ -127,14 +154,79 @@ class LessonFigure(Figure):
         self.canvas.print_png(buffer := BytesIO(), metadata={"Software": None})
         return buffer.getvalue()
 
+    def dark_png(self) -> str:
+        """Make the picture that `png` has made in the colours of `DARK`, in base64: the metadata `dark` of a PNG, shown
+        in a dark JupyterLab and on a dark page of the site."""
+        shaded = self.findobj(lambda part: getattr(getattr(part, "cmap", None), "name", "").startswith("#"))
+        given, layout = [part.cmap for part in shaded], self.get_layout_engine()
+        set_shades(shaded, [shades(*map(turned_shade, cmap.name.split())) for cmap in given])
+        self.set_layout_engine("none")  # everything stays in its place
+        self.draw(renderer := DarkRenderer(*self.bbox.size, self.dpi))
+        self.set_layout_engine(layout)
+        set_shades(shaded, given)
+        image = Image.fromarray(np.asarray(renderer.buffer_rgba())).convert("RGB")
+        if image.getcolors(2000):  # a palette does well, and takes a third; with more of them it loses small parts
+            image = image.quantize(dither=Image.Dither.NONE)
+        image.save(buffer := BytesIO(), "png", optimize=True)
+        return b64encode(buffer.getvalue()).decode()
+
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict[str, Any], dict[str, Any]]:
         titles = ", ".join(filter(None, (ax.get_title(loc="left") for ax in self.axes)))
         width = round(self.bbox.width)
         data = {"image/png": self.png(), "text/plain": f"Figure: {titles}"}
-        if not static_mode():  # JupyterLab gives a PNG no description, whatever its metadata say
-            source = f"data:image/png;base64,{b64encode(data['image/png']).decode()}"
-            data["text/html"] = f'<img alt="{escape(titles) or "Figure"}" width="{width}" src="{source}">'
-        return data, {"image/png": {"alt": titles, "width": width}}
+        return data, {"image/png": {"alt": titles, "width": width, "dark": self.dark_png()}}
+
+
+def shades(*colors: str) -> LinearSegmentedColormap:
+    """Go from each colour to the next; its name says which, as a dark picture has others."""
+    return LinearSegmentedColormap.from_list(" ".join(colors), colors)
+
+
+def set_shades(parts: Iterable[Any], cmaps: Iterable[Colormap]) -> None:
+    for part, cmap in zip(parts, cmaps):
+        with part.callbacks.blocked():  # or its colour bar would lose its ticks
+            part.set_cmap(cmap)
+
+
+def turned_shade(color: str) -> str:
+    """The dark one. Where it is the background, cells stay cells: as in live views they are a little lighter."""
+    return between(0.16, DARK) if color == LIGHT.background else TURNED.get(color[:7], color[:7]) + color[7:]
+
+
+def turned(colors: Any) -> Any:
+    """Colours (…, 3 or 4) of `LIGHT` in `DARK`; all others, as those of experts, stay."""
+    found = np.array(colors, dtype=float)  # a copy
+    for light, dark in TURNED.items() if found.size else ():
+        found[(np.asarray(colors)[..., :3] == to_rgb(light)).all(axis=-1), :3] = to_rgb(dark)
+    return tuple(found) if found.ndim == 1 else found
+
+
+class DarkContext(GraphicsContextBase):
+    """Turns the colours of lines and of text."""
+
+    def set_foreground(self, fg, isRGBA=False):
+        super().set_foreground(turned(to_rgba(fg)), isRGBA=True)
+
+
+class DarkRenderer(RendererAgg):
+    """Draws what is in `LIGHT` in `DARK`."""
+
+    def __init__(self, *size: float):
+        super().__init__(*size)
+        for name, places in COLORED.items():
+            setattr(self, name, functools.partial(self._draw_turned, getattr(self, name), places))
+
+    def _draw_turned(self, draw, places, *args, **options) -> None:
+        args = (turned(arg) if i in places and arg is not None else arg for i, arg in enumerate(args))
+        draw(*args, **options)
+
+    def new_gc(self):
+        return DarkContext()
+
+    def draw_text(self, gc, x, y, *args, **options):
+        if gc.get_rgb()[:3] in (BLACK, WHITE):  # it was chosen by `ink_on`, and its ground may have turned
+            gc.set_foreground(ink_on(to_hex(np.asarray(self.buffer_rgba())[int(y), int(x), :3] / 255)))
+        super().draw_text(gc, x, y, *args, **options)
 
 
 def styled(add_axes: Callable[..., Any], *args, **kwargs) -> Any:

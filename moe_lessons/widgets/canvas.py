@@ -10,13 +10,13 @@ import anywidget
 import numpy as np
 
 from moe_lessons.plots.marks import Panel, encode_panel
-from moe_lessons.plots.theme import DARK_LINES, LIGHT, PALETTE, RED
+from moe_lessons.plots.theme import DARK, LIGHT, PALETTE, RED
 from moe_lessons.support.errors import is_whole
 from moe_lessons.support.modules import join_modules
 from moe_lessons.support.static import static_mode
 
 HERE = Path(__file__).parent
-COLORS = {"palette": PALETTE, "red": RED, "light": LIGHT.lines, "dark": DARK_LINES}
+COLORS = {"palette": PALETTE, "red": RED, "light": LIGHT.lines, "dark": DARK.lines}
 IN_FLIGHT, EVERY = 8, 4  # pictures unanswered at most; every fourth asks for an answer, which costs as much
 NONE = np.array(None)  # in the place of an array that no page has yet
 FIRST_PATIENCE, LONGEST_PATIENCE = 0.25, 30.0  # seconds of silence before the next picture is tried

@@ -62,10 +62,13 @@ class Picture(W.VBox):
 
     def _repr_mimebundle_(self, include=None, exclude=None, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The picture, the repr and, unless the page is static, the live view."""
-        data: dict[str, Any] = {"text/plain": repr(self), "image/png": self.picture(self.of_still).png()}
-        if not static_mode():
+        picture, said = self.picture(self.of_still), {"alt": self.sentence() or repr(self)}
+        data: dict[str, Any] = {"text/plain": repr(self), "image/png": picture.png()}
+        if static_mode():
+            said["dark"] = picture.dark_png()
+        else:
             data = super()._repr_mimebundle_() | data
-        return data, {"image/png": {"alt": self.sentence() or repr(self)}}
+        return data, {"image/png": said}
 
 
 def draw_block(moe: nn.Module, x: Tensor, token: int = 0) -> Picture:

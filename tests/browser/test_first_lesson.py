@@ -24,7 +24,9 @@ def test_after_run_all_the_first_view_is_seen_training_and_nothing_answers_a_pre
     expect(page.locator(".jp-OutputPlaceholder")).to_have_count(3)  # what is stored of predictions is hidden
     expect(note).to_be_hidden()
     lesson.set_theme("dark")
-    expect(page.locator(".jp-RenderedImage img").first).not_to_have_css("filter", "none")  # and no picture is white
+    for shown, hidden in zip(page.locator(".moe-dark").all(), page.locator(".jp-RenderedImage :not(.moe-dark)").all()):
+        expect(shown).to_be_visible()
+        expect(hidden).to_be_hidden()
     page.evaluate(WATCH)
     lesson.run_all()
     seen = page.evaluate("seen")

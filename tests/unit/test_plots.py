@@ -1,6 +1,7 @@
 """Figures of lessons show the numbers that they are given, in the colours of models and experts."""
 
 import io
+from base64 import b64decode
 from itertools import product
 
 import numpy as np
@@ -16,8 +17,9 @@ from moe_lessons.analysis.releases import release_costs
 from moe_lessons.analysis.roofline import published_speeds
 from moe_lessons.nn import TopKRouter, apply_capacity, seeded
 from moe_lessons.plots import costs, loads, speeds, sweeps
+from moe_lessons.plots import theme as style
 from moe_lessons.plots.job import plot_job
-from moe_lessons.plots.theme import LIGHT, RED, expert_color, expert_hatch
+from moe_lessons.plots.theme import DARK, LIGHT, RED, expert_color, expert_hatch
 
 
 def subplot():
@@ -43,15 +45,35 @@ def test_models_and_experts_look_different():
     assert not {color.lower() for color in LIGHT.lines} & {expert_color(expert).lower() for expert in range(8)}
 
 
-def test_a_figure_shows_itself_as_a_picture_with_a_name(monkeypatch):
+def test_a_figure_shows_itself_as_a_picture_with_a_name_and_a_dark_version():
     ax = costs.speed_bars(pd.DataFrame({"model": ["MoE", "dense"], "tokens_per_second": [195.2, 44.0]}))
     data, metadata = ax.figure._repr_mimebundle_()
     assert [bar.get_width() for bar in ax.patches] == [195.2, 44.0]
-    name, width = metadata["image/png"]["alt"], metadata["image/png"]["width"]
-    assert name and f'alt="{name}"' in data["text/html"]
-    assert Image.open(io.BytesIO(data["image/png"])).width == width
-    monkeypatch.setenv("MOE_LESSONS_STATIC", "1")  # what is stored is the picture alone
-    assert set(ax.figure._repr_mimebundle_()[0]) == set(data) - {"text/html"}
+    said = metadata["image/png"]
+    assert said["alt"] and set(data) == {"image/png", "text/plain"}
+    pair = [
+        np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png in (data["image/png"], b64decode(said["dark"]))
+    ]
+    assert pair[0].shape == pair[1].shape and pair[0].shape[1] == said["width"]
+    at = [ax.transData.transform((10, bar.get_y() + bar.get_height() / 2)).round().astype(int) for bar in ax.patches]
+    for picture, theme in zip(pair, (LIGHT, DARK)):
+        found = [to_hex(picture[len(picture) - y, x] / 255) for x, y in ((0, len(picture)), *at)]
+        assert found == [theme.background, *(theme.lines[ink] for ink in style.model_inks(["MoE", "dense"]))]
+
+
+def test_in_a_dark_version_experts_keep_their_colours_and_shades_begin_near_the_background():
+    figure = plots.LessonFigure(4, 2)
+    ax = figure.subplots()
+    ax.axis("off")
+    shades = style.shades(LIGHT.background, LIGHT.directions[1])
+    ax.imshow([[0, 1]], cmap=shades, extent=(0, 2, 0, 1), aspect="auto")
+    ax.fill_between([0, 2], 1, 2, color=expert_color(0))
+    light, dark = figure.png(), figure.dark_png()
+    assert figure.png() == light  # it is light again
+    picture = np.asarray(Image.open(io.BytesIO(b64decode(dark))).convert("RGB"))
+    at = [ax.transData.transform(place).astype(int) for place in ((0.5, 0.5), (1.5, 0.5), (0.5, 1.5))]
+    found = [to_hex(picture[len(picture) - y, x] / 255) for x, y in at]
+    assert found == [style.between(0.16, DARK), DARK.directions[1], expert_color(0).lower()]
 
 
 def test_each_release_stands_at_its_upper_edge():

@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_hex, to_rgba
 
 from moe_lessons.plots import figure, marks
 from moe_lessons.plots.marks import Axis, Bars, Cells, Panel, Points, Spots, Stack, Table, Text
@@ -88,7 +88,7 @@ def test_bars_cells_points_and_spots_lie_where_they_are_said_to_in_the_colour_of
         (0, 0.4), (0, 0.5), (0.5, 0.1)]  # fmt: skip
     assert hexes(bar.get_facecolor() for bar in ax.patches[:16]) == colors_of(range(16))
     low, high = drawn(Cells([[0.0, 1.0]])).collections[0].get_array()[0]
-    assert np.allclose(high, to_rgb(expert_color(1))) and not np.allclose(low, high, atol=0.3)
+    assert np.allclose(high, to_rgba(expert_color(1))) and low[3] == 0
     ax = drawn(Cells([[0, 0.25, 1]], even=0.25, numbers=True), x=Axis(-0.5, 2.5), y=Axis(0.5, -0.5))
     low, _, high = ax.collections[0].to_rgba(ax.collections[0].get_array())[0]
     assert [to_hex(low), to_hex(high)] == list(LIGHT.directions) and texts(ax) == ["0", "25", "100"]

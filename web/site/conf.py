@@ -18,7 +18,7 @@ from myst_nb.sphinx_ import HideCodeCellNode
 from moe_lessons.course.interview import CONDITIONS, SENTENCE, SHORT
 from moe_lessons.course.lessons import LESSONS
 from web.lesson_page import as_page
-from web.lesson_views import LESSON_FILES, read_clean, steps_of, views_of
+from web.lesson_views import LESSON_FILES, dark_pictures, read_clean, steps_of, views_of
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -130,19 +130,30 @@ def prepare(app, name: str, source: list[str]) -> None:
 
 def enliven(app, doctree) -> None:
     """Around the picture of each live view of a lesson the element in which page.js opens it, or its recording; around
-    each other picture one in which a tap shows it enlarged: see layout.html."""
+    each other picture one in which a tap shows it enlarged: see layout.html. A dark page shows its dark version."""
     path = Path(app.env.doc2path(app.env.docname))
     if path not in LESSON_FILES:
         return
     views = {view.picture: view for view in views_of(path)}
-    for image in list(doctree.findall(nodes.image)):
+    darks = dark_pictures(path)
+    images = list(doctree.findall(nodes.image))
+    for image, after in zip(images, [*images[1:], None]):
+        if "only-dark" in image["classes"]:
+            continue
+        both = [image]
+        if after and Path(after["uri"]).stem in darks:
+            after.parent.remove(after)
+            both.append(after)
+            for one, theme in zip(both, ("only-light", "only-dark")):
+                one["classes"].append(theme)
         view = views.get(Path(image["uri"]).stem)
         kind, state = view.on_the_site() if view else ("picture", "")
         tag, end = '<div class="moe-figure">', "</div>"
         opened = f'<div data-moe="{kind}" data-state="{escape(state)}"'
         is_measured = kind == "speedup" and "measured=" in view.call
         if kind == "picture" or is_measured:
-            image["width"] = image.get("width", "980")  # so that it is a link to its file
+            for one in both:
+                one["width"] = image.get("width", "980")  # so that it is a link to its file
         if is_measured:  # the page has not measured
             tag, end = f"{opened}></div><details><summary>{MEASURED}</summary>{tag}", "</div></details>"
         elif kind != "picture":
@@ -150,8 +161,7 @@ def enliven(app, doctree) -> None:
             steps += " data-more" * ("panels=" in view.call)
             tag = f"{opened}{steps}>"
         at = image.parent.index(image)
-        image.parent.insert(at, nodes.raw("", tag, format="html"))
-        image.parent.insert(at + 2, nodes.raw("", end, format="html"))
+        image.parent[at : at + 1] = [nodes.raw("", tag, format="html"), *both, nodes.raw("", end, format="html")]
     if views:
         doctree[0].insert(2, nodes.raw("", NOTE, format="html"))
         doctree += nodes.raw("", '<script type="module" src="../page/page.js"></script>', format="html")

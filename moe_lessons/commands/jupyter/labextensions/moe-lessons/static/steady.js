@@ -1,8 +1,11 @@
 // What is seen stays where it is while cells start: JupyterLab takes the picture of an earlier run away at once, and goes to
-// the next cell, or to the last one. What is said of a hidden result stays hidden until its cell has shown something. An
-// extension of JupyterLab, written by hand, for `lab` in moe_lessons/commands/lab.py.
+// the next cell, or to the last one. What is said of a hidden result stays hidden until its cell has shown something. A
+// still has its description and, in a dark theme, its dark version. An extension of JupyterLab, written by hand, for `lab`
+// in moe_lessons/commands/lab.py.
 
 const PICTURE = ".moe-canvas, .jp-OutputArea-output img";
+const PNG = "image/png";
+const RANK = 89; // before the one of JupyterLab
 const LOOK = 50; // milliseconds between two looks at whether what comes is there
 const PATIENCE = 20000; // milliseconds for which a cell may load what it shows
 let app; // JupyterLab
@@ -82,11 +85,32 @@ async function ran(id) {
   if (cell && (!isOne || hasPicture(cell))) show(book, cell);
 }
 
+// A PNG with what its metadata say: `alt`, and `dark`, the same in dark colours (custom.css shows one of them).
+function withMetadata(factory) {
+  const createRenderer = (options) => {
+    const widget = factory.createRenderer(options);
+    const render = widget.renderModel.bind(widget);
+    widget.renderModel = async (model) => {
+      await render(model);
+      const image = widget.node.querySelector("img");
+      const { alt, dark } = model.metadata[PNG] ?? {};
+      image.alt = alt ?? "";
+      if (!dark) return;
+      image.after(
+        Object.assign(image.cloneNode(), { src: `data:${PNG};base64,${dark}`, className: "moe-dark" }),
+      );
+    };
+    return widget;
+  };
+  return { ...factory, createRenderer };
+}
+
 const steady = {
   id: "moe-lessons:steady",
   autoStart: true,
-  activate(lab) {
+  activate(lab, rendermime) {
     app = lab;
+    rendermime.addFactory(withMetadata(rendermime.getFactory(PNG)), RANK);
     const commands = /^notebook:(run-all-cells|restart-run-all|run-cell-and-select-next)$/;
     app.commands.commandExecuted.connect((_, { id }) => commands.test(id) && ran(id));
     const taken = new MutationObserver((records) => {
@@ -96,8 +120,13 @@ const steady = {
     taken.observe(document.body, { childList: true, subtree: true });
   },
 };
+let shared; // the modules of JupyterLab
+
+async function get() {
+  const [rendermime] = Object.values(shared["@jupyterlab/rendermime"]);
+  steady.requires = [(await rendermime.get())().IRenderMimeRegistry];
+  return () => ({ __esModule: true, default: steady });
+}
+
 globalThis._JUPYTERLAB ??= {};
-globalThis._JUPYTERLAB["moe-lessons"] = {
-  init() {},
-  get: async () => () => ({ __esModule: true, default: steady }),
-};
+globalThis._JUPYTERLAB["moe-lessons"] = { init: (modules) => (shared = modules), get };
