@@ -29,7 +29,7 @@ from moe_lessons.widgets.spec import Spec, State
 
 PANELS_SHARE, READING_SHARE = 0.06, 0.01  # what all panels, and one costly reading, may cost, as a part of training
 QUICK = 0.01  # CPU seconds: a panel that takes less is drawn anew for each action
-TEXT_INTERVAL = 0.25  # seconds between two refreshes of the lines of text
+TEXT_INTERVAL = 0.25  # seconds between two refreshes of the lines of text, whatever they cost: they would lag behind
 NUM_POINTS = 1024  # on which the load without noise is measured
 NUM_TRACED, NUM_TRACED_PER_DOMAIN = 24, 2  # sequences whose routing is read: in all, and of each domain at least
 
@@ -294,7 +294,7 @@ class LiveRun(Picture):
         try:
             panels = self._stale_panels(asked)
             now = round(time.monotonic() / TEXT_INTERVAL)
-            if asked or self._is_stale("lines", (), now, PANELS_SHARE / len(self.functions)):
+            if asked or self._is_stale("lines", (), now, share=math.inf):
                 words = self._compute("lines", self.lines, (), now)
         except INTERRUPTS:
             raise
