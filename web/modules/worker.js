@@ -190,12 +190,14 @@ const PANELS = {
     const more = { "1.symbol": ["u1", [count], symbol], "1.expert": ["u1", [count], expert] };
     return { ...arrays, ...more, "0.classes": ["u1", [map, map], run.map] };
   },
-  route(run, { probs, serves, named }, { marks: [mark] }) {
+  route(run, { probs, serves, named }, header) {
+    const [mark] = header.marks;
     const { experts: E } = run.manifest;
     const { token } = run.values;
     const label = run.classes[token];
     const place = [0, 1].map((axis) => run.points.data[2 * token + axis].toFixed(2).replace("-", "−"));
     const foot = `${named[token] === label ? "correct: class" : "wrong: the class is"} ${CLASSES[label]}`;
+    if (muted(run) !== null) header.caption = `E${muted(run)} is muted: its output counts as 0.`;
     Object.assign(mark, { head: `token ${token} at (${place.join(", ")})`, foot });
     const [probabilities, weights] = [probs, serves].map((data) => rowOf(data, E, token));
     return { "0.probs": ["f4", [E], probabilities], "0.weights": ["f4", [E], weights] };

@@ -127,5 +127,7 @@ def route(view) -> Panel:
     idle = model.num_experts - model.top_k
     rest = f"; {idle} only occup{'y' if idle > 1 else 'ies'} memory" if idle else ""
     caption = f"This token loads {model.top_k} of {model.num_experts} experts{rest}."
+    if view.state.muted is not None:
+        caption = f"E{view.state.muted} is muted: its output counts as 0."
     marks = [Route(as_array(routing.router_probs[token], "f4"), weights, head, foot)]
     return Panel("A token through the block", marks, EMPTY, EMPTY, caption=caption)
