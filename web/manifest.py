@@ -54,7 +54,7 @@ BY_EXPERTS = {  # by the number of experts
     "mute": {experts: ["none", *(f"E{e}" for e in range(experts))] for experts in STOPS["num_experts"]},
 }
 USUAL = (PlaneSetting().router,)  # routers that every site has; others are made by `make site ALL=1`
-NOT_MADE = "this site has no graph for it; `make site ALL=1` makes a site that has it"
+NOT_MADE = "this site has no graph for it; the notebook trains it"
 STARTS = [(task, start) for task in PLANE_TASKS for start, sharpness in ROUTER_STARTS.items() if sharpness]
 PAGE = replace(PLAYGROUND, live=tuple(name for name in PLAYGROUND.live if name in STEP_KNOBS))
 MOST_STEPS = 2000  # that Play trains: the losses have come to rest

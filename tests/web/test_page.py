@@ -149,6 +149,22 @@ def test_it_learns_as_the_notebook_does_and_a_slider_acts_on_the_next_step(visit
     assert own.measured()[0] > 2 * learned[0]
 
 
+def test_it_trains_at_one_rate_until_full_speed_is_asked_for_and_offers_only_what_the_site_has(visit):
+    own = visit("").ready()
+    own.button("Play").click()
+    own.wait_step(10)
+    own.button("Pause").click()
+    own.button("Play").click()
+    own.button("Pause").wait_for()
+    at, start = own.step, time.monotonic()
+    own.page.wait_for_timeout(1000)
+    assert 0 < own.step - at <= 110 * (time.monotonic() - start) + 10
+    own.button("Full speed").click()
+    expect(own.button("Full speed")).to_have_attribute("aria-pressed", "true")
+    offered = own.control("router").locator("option")
+    assert [option.is_disabled() for option in offered.all()] == [False, *[True] * (offered.count() - 1)]
+
+
 LOSSES = """async (state) => {
     const { Settings } = await import(new URL('page/settings.js', location));
     const manifest = await (await fetch('page/manifest.json')).json();

@@ -218,7 +218,7 @@ export class Control {
    * @param {[string, number | string][]} stops texts and values to choose from
    * @param {string} [why] it is off
    */
-  show(value, stops, why) {
+  show(value, stops, why, lacking = []) {
     const { input } = this;
     this.stops = stops.slice();
     if (!stops.some(([, stop]) => stop === value)) {
@@ -231,6 +231,7 @@ export class Control {
       if (input.options.length !== texts.length)
         input.replaceChildren(...texts.map((text) => make("option", {}, text)));
       input.selectedIndex = at;
+      [...input.options].forEach((option, i) => (option.disabled = Boolean(lacking[i]) && i !== at));
     } else {
       Object.assign(input, { min: 0, max: texts.length - 1, step: 1 });
       input.value = at; // after its ends

@@ -7,7 +7,7 @@ import { Control, KEPT, bar, button, filled, guide, hasMouse, json, make, unpack
 import { Settings } from "./settings.js";
 
 const WAITS = "In force from the next step: press Play.";
-const SLOWLY = 100; // steps a second of what begins, until it is touched: one sees how it learns
+const SLOWLY = 100; // steps a second, but at full speed: one sees how it learns
 const HIDDEN = 24; // pixels of the block below which a finger does not move the page
 export const LOADING = "Loading what trains.";
 const EARLIER = "The picture is of an earlier training."; // where it is not of the first step
@@ -98,7 +98,6 @@ export class Playground {
       Rescue: () => {
         this.rescued = this.dead.length > 0;
         this.apply(rescue, false, this.rescued ? tips.rescued : tips.nothing);
-        this.ask("pace", { most: SLOWLY });
         this.ask("play");
       },
       More: () => {
@@ -112,7 +111,11 @@ export class Playground {
       },
     };
     const has = (asked) => (values) => Object.entries(asked).every(([name, value]) => values[name] === value);
-    this.pressed = { Healthy: () => this.isAt("healthy"), Collapse: has(collapse) };
+    const canDie = ({ top_k: K, num_experts: E }) => K < E;
+    this.pressed = {
+      Healthy: () => this.isAt("healthy"),
+      Collapse: (values) => has(collapse)(values) && canDie(values),
+    };
     return Object.fromEntries(
       Object.entries(actions).map(([name, action]) => [name, button(name, tips[name], action)]),
     );
@@ -132,16 +135,21 @@ export class Playground {
     const { hints } = this.settings.words;
     const sliders = this.dock.querySelector(".moe-sliders");
     const names = Object.keys(elements).filter((name) => name in hints);
+    const broken = () => {
+      if (this.values.top_k === this.values.num_experts) return hints.all;
+      return this.dead.length ? filled(hints.dead, { names: listed(this.dead) }) : hints.Rescue;
+    };
     const said = {
-      Rescue: () => (this.dead.length ? filled(hints.dead, { names: listed(this.dead) }) : hints.Rescue),
+      Collapse: () => (this.dead.length ? broken() : hints.Collapse),
+      Rescue: broken,
       top_k: () => {
         const isFolded = sliders.offsetParent && !this.dock.classList.contains("moe-open");
         const next = isFolded ? hints.top_k.replace("move", "under “Sliders”, move") : hints.top_k;
-        return `${hints[this.rescued ? "rescued" : "nothing"]} ${next}`;
+        return `${{ true: hints.rescued, false: hints.nothing }[this.rescued] ?? ""} ${next}`.trim();
       },
     };
     const isBalanced = () => this.values.router_aux_loss_coef > 0 && !this.rescued;
-    const ended = () => (this.dead.length ? said.Rescue() : hints[isBalanced() ? "ended" : "ended later"]);
+    const ended = () => (this.dead.length ? broken() : hints[isBalanced() ? "ended" : "ended later"]);
     this.hint = guide(
       this.place.home,
       names.map((name) => ({
@@ -206,8 +214,7 @@ export class Playground {
     const inForce = settings.inForce(values);
     const changes = restart ? { restart } : settings.changes(settings.inForce(before), inForce);
     if (changes.restart) {
-      this.ask("pace", { most: SLOWLY }); // a new start is to be seen
-      this.dead = [];
+      Object.assign(this, { dead: [], rescued: null });
       this.ask("start", { values: inForce, name: settings.graph(values), trains });
     } else this.ask("turn", { values: inForce, knob: changes.knob, name });
     if (changes.knob && !name && !this.isPlaying && !this.isOpening) this.say(WAITS);
@@ -289,7 +296,7 @@ export class Playground {
     const inForce = settings.inForce(values);
     const why = settings.why(values);
     for (const [name, control] of Object.entries(this.controls))
-      control.show(inForce[name], settings.stops(name, values), why[name]);
+      control.show(inForce[name], settings.stops(name, values), why[name], settings.notMade(name, values));
     for (const [name, made] of this.presets) made.setAttribute("aria-pressed", this.isAt(name));
     for (const [name, isAt] of Object.entries(this.pressed))
       this.buttons[name].setAttribute("aria-pressed", isAt(values));
@@ -326,11 +333,15 @@ export default async function show(place) {
     setTimeout(() => place.said.textContent === text && place.say(""), GIVEN);
   };
   const copy = button("Copy as PyTorch", settings.code_of.tip, copied);
-  const view = new Playground(place, settings, "worker.js", [copy]);
+  const fast = button("Full speed", `Train as fast as this machine can, or ${SLOWLY} steps a second`, () => {
+    const isFast = fast.getAttribute("aria-pressed") !== "true";
+    fast.setAttribute("aria-pressed", isFast);
+    view.ask("pace", { most: isFast ? Infinity : SLOWLY });
+  });
+  fast.setAttribute("aria-pressed", false);
+  const view = new Playground(place, settings, "worker.js", [fast, copy]);
+  view.ask("pace", { most: SLOWLY });
   const { steps } = place.home.dataset; // of a lesson, which speaks of what is seen then
   if (!calm.matches) view.ask("play", steps && { steps: Number(steps) });
-  const touched = () => view.ask("pace", { most: Infinity });
-  for (const kind of ["pointerdown", "keydown"])
-    place.home.addEventListener(kind, touched, { capture: true });
   view.open();
 }

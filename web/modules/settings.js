@@ -94,11 +94,21 @@ export class Settings {
   /** @returns {Values} the fitted values; throws a sentence where there is no graph of them */
   check(values) {
     const fitted = this.fitted(values);
-    if (!this.graphs.includes(this.graph(fitted))) {
+    if (!this.isMade(fitted)) {
       const sizes = this.graph_of.map((name) => `${this.controls[name].label} ${fitted[name]}`);
       throw new Error(`${sizes.join(", ")}: ${this.words.not_made}.`);
     }
     return fitted;
+  }
+
+  isMade(values) {
+    return this.graphs.includes(this.graph(values));
+  }
+
+  /** @returns {boolean[]} for which of its stops there is no graph beside the other values */
+  notMade(name, values) {
+    const isLacking = ([, stop]) => !this.isMade(this.fitted({ ...values, [name]: stop }));
+    return this.graph_of.includes(name) ? this.stops(name, values).map(isLacking) : [];
   }
 
   /** @returns {string} the name of the graph of these values, as `graph_name` in web/manifest.py has it */
