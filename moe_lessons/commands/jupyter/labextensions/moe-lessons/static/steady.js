@@ -62,15 +62,26 @@ function isThere(area, since) {
   return area.querySelector("img") || !isComing;
 }
 
-// Bring what a cell shows into sight, or its question, in the place of the cell to which JupyterLab has gone.
+// Bring what a cell shows into sight, or its question, in the place of the cell to which JupyterLab has gone; what it shows
+// stays there until it has come, or somebody goes elsewhere.
 async function show(book, cell) {
-  const found = cell.node.querySelector(PICTURE)?.closest(".moe-held, .jp-Cell-outputArea");
-  const where = found ? "smart" : "center";
-  await book.scrollToItem(book.widgets.indexOf(cell), where, 0).catch(() => {});
-  if (!found) return;
-  const { top, bottom } = found.getBoundingClientRect();
-  const room = book.outerNode.getBoundingClientRect();
-  if (top < room.top || bottom > room.bottom) book.outerNode.scrollBy(0, top - room.top);
+  const area = cell.node.querySelector(".jp-Cell-outputArea");
+  const find = () => cell.node.querySelector(PICTURE)?.closest(".moe-held, .jp-Cell-outputArea");
+  let isLeft = false;
+  const leave = () => (isLeft = true);
+  for (const kind of ["wheel", "pointerdown", "keydown"])
+    book.node.addEventListener(kind, leave, { once: true, capture: true });
+  const since = performance.now();
+  await book.scrollToItem(book.widgets.indexOf(cell), find() ? "smart" : "center", 0).catch(() => {});
+  const keep = () => {
+    const found = find();
+    if (isLeft || !found) return;
+    const { top, bottom } = found.getBoundingClientRect();
+    const room = book.outerNode.getBoundingClientRect();
+    if (top < room.top || bottom > room.bottom) book.outerNode.scrollBy(0, top - room.top);
+    if (performance.now() - since < PATIENCE && !isThere(area, 0)) setTimeout(keep, LOOK);
+  };
+  keep();
 }
 
 async function ran(id) {
