@@ -29,8 +29,8 @@ SHAPE = TransformerShape(256, 512, 2, 8, 4, 64, 1024, num_experts=16, top_k=2)  
 NAMES = "Mixtral 8x7B", "OLMoE-1B-7B", "Qwen3-30B-A3B", "gpt-oss-20b", "DeepSeek-V3"
 TOP_K = 1, 2, 4, 8, 16
 ROOFLINE = (
-    "Speedup: the dense model's time for a decoding step over the MoE's. By the roofline each part of it loads or "
-    "computes, whichever takes longer."
+    "Speedup: the dense model's time for a decoding step over the MoE's. By the roofline (contours) each part of it "
+    "loads or computes, whichever takes longer."
 )
 HEIGHT = 404  # pixels: the map with both axes, and all above it, on one screen
 

@@ -49,7 +49,7 @@ def plot_published_speeds(frame: pd.DataFrame) -> Axes:
 EDGE_INKS = {"lower edge": 4, "upper edge": 3}  # of the lines on a map
 TITLE = "Speedup of the MoE over a dense model"
 REGIONS = "MoE slower", "MoE faster"
-CAPTION = f"Between its edges (derived) the MoE is slower. Contours: roofline. About as fast: within {100 * EVEN:g} %."
+CAPTION = f"At an edge both are as fast (derived); between, the MoE is slower. About as fast: within {100 * EVEN:g} %."
 
 
 def edge_lines(edges: Callable[[float], tuple[float, float] | None], top: float) -> list[Line]:

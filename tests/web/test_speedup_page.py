@@ -149,10 +149,10 @@ def test_the_width_that_was_measured_is_on_the_map_of_this_mixture_alone(page, o
 def test_it_says_why_the_mixture_is_faster_or_slower_there_and_where_memory_is_full(page, own):
     call = "async ([own, values]) => (await import('./speedup.js')).panelsOf(own, values)"
     cases = {
-        1: "This step loads 2 of 8 experts, dense, 2×, as much as 4: the MoE's is faster.",
-        64: "This step loads 8 of 8 experts, dense, 2×, as much as 4: the MoE's is slower.",
-        512: "to compute as much as 4 experts for each token, the MoE to load 8 of 8: the MoE's is faster.",
-        4096: "A token costs the MoE 2 experts, dense, 2×, as much as 4: the MoE's is faster.",
+        1: "The MoE loads 2 of its 8 experts, the dense model as much as 4. So the MoE is faster there.",
+        64: "The MoE loads 8 of its 8 experts, the dense model as much as 4. So the MoE is slower there.",
+        512: "which takes longer than loading them; the MoE loads 8 of its 8 experts. So the MoE is faster there.",
+        4096: "For each token the MoE computes 2 experts, the dense model as much as 4. So the MoE is faster there.",
         1024: "At batch size 1,024 it does not fit: memory is full.",
     }
     for batch, words in cases.items():

@@ -88,17 +88,17 @@ function whyOf({ shared, expert }, { E, K }, [moe, dense], batch, width) {
     short(Number((times * (experts + shared / expert)).toPrecision(3)));
   const [all, each, wide] = [inExperts(E), inExperts(K), inExperts(K, width)];
   const loaded = inExperts(E * (1 - (1 - K / E) ** batch));
-  const [name, counted] = [`dense, ${width}×`, shared ? " (what is shared counts as experts)" : ""];
+  const counted = shared ? " (what is shared counts as experts)" : "";
   const why = isBound(dense, "FFN")
-    ? `loading takes longer than computing. This step loads ${loaded} of ${all} experts, ${name}, as much as ${wide}`
+    ? `loading takes longer than computing. The MoE loads ${loaded} of its ${all} experts, the dense model as much as ${wide}`
     : isBound(moe, "experts")
-      ? `${name}, takes long to compute as much as ${wide} experts for each token, the MoE to load ${loaded} of ${all}`
-      : `computing takes longer than loading. A token costs the MoE ${each} experts, ${name}, as much as ${wide}`;
+      ? `the dense model computes as much as ${wide} experts for each token, which takes longer than loading them; the MoE loads ${loaded} of its ${all} experts`
+      : `computing takes longer than loading. For each token the MoE computes ${each} experts, the dense model as much as ${wide}`;
   const [own, its] = [moe, dense].map(({ parts }) =>
     parts.reduce((sum, part) => sum + /FFN|experts|router/.test(part.name) * part.seconds, 0),
   );
   const pace = Math.abs(its / own - 1) <= EVEN ? "about as fast" : its > own ? "faster" : "slower";
-  return `Why: in the FFN ${why}${counted}: the MoE's is ${pace}.`;
+  return `Why: in the FFN, ${why}${counted}. So the MoE is ${pace} there.`;
 }
 
 // The two batch sizes between which the mixture is slower than a dense model: `edges` of moe_lessons/analysis/speedup.py.
@@ -215,6 +215,9 @@ export function panelsOf(manifest, values) {
   const [width, batch] = [Math.min(values.width, top), values.batch_size];
   Object.assign(heat, { titles, columns: across.length });
   panel.x.high = top;
+  const tick = top < 6 ? 0.5 : 2 ** Math.round(Math.log2((2 * (top - 1)) / FEWEST));
+  const ticks = range(Math.floor(top / tick)).map((i) => (i + 1) * tick);
+  panel.x.ticks = [1, ...ticks.filter((each) => each >= 1 + tick / 2)].map((each) => [each, short(each)]);
   const isPublished = E === model.experts && K === model.top_k;
   const { matched } = manifest;
   const rule = (x, style, name) => ({ mark: "Rule", x: clamp(x, 1, top), y: null, kind: style, name });
@@ -247,7 +250,8 @@ export function panelsOf(manifest, values) {
   const why = whyOf(model, setting, steps, batch, width);
   const caption = [why, "", "The MoE over dense models:", ...[...widest, top].map(over), ...same];
   const table = tableOf(manifest, steps, batch, width, caption.join("\n"));
-  return { panels: { 0: panel, 1: table }, arrays, trouble, finding, places };
+  const found = trouble && !sequences ? `If it fitted: ${finding}` : finding;
+  return { panels: { 0: panel, 1: table }, arrays, trouble, finding: found, places };
 }
 
 // The settings that an address asks for, and why it cannot be read.
@@ -287,7 +291,7 @@ export default async function show(place) {
     (name) => new Control(`${place.id}-${name}`, manifest.controls[name], change(name)),
   );
   const elements = controls.map(({ element }) => element);
-  const verdict = make("div", { class: "moe-verdict" }, finding, place.said);
+  const verdict = make("div", { class: "moe-verdict" }, place.said, finding);
   const more = button("More", "Show all settings, or two", () => {
     more.textContent = settings.classList.toggle("moe-open") ? "Less" : "More";
   }); // seen where there is little room
