@@ -508,7 +508,7 @@ def test_it_begins_within_a_word_breaks_none_and_says_which_letter_has_most_firs
     many = firsts.size() > 1
     first, *later = (many & (firsts.nunique() == 1)).groupby("layer").sum()
     assert first > max(later)
-    said = f"Of {many[0].sum()} repeated characters, {first} have the same first expert each time in layer 0, "
+    said = f"Repeated characters with the same first expert each time: {first} of {many[0].sum()} in layer 0, "
     expect(own.page.locator(".moe-words")).to_have_text(said + "{} in layer 1, {} in layer 2.".format(*later))
     lines = "words => words.map(word => new Set([...word.children].map(letter => letter.offsetTop)).size)"
     assert set(own.page.locator(".moe-word").evaluate_all(lines)) == {1}

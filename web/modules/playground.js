@@ -28,6 +28,7 @@ export class Playground {
     );
     const steps = (text, tip, count) => button(text, tip, () => this.ask("steps", { count }));
     this.steps = [steps("Step", "Train one step", 1), steps("+50", "Train 50 steps", 50)];
+    for (const each of [this.play, ...this.steps]) each.disabled = true; // until there is what trains
     const restart = button("Restart", "Start afresh with the same settings", () => this.apply({}, true));
     const works = Object.entries(settings.presets).filter(([, { off }]) => !off);
     this.presets = works.map(([name, { label, tip }]) => [name, button(label, tip, () => this.choose(name))]);
@@ -236,7 +237,11 @@ export class Playground {
   }
   answer({ content, data, playing, started, refused }) {
     if (started || refused) this.isOpening = false;
-    if (started) this.standing = this.values;
+    if (started) {
+      this.standing = this.values;
+      this.play.disabled = false;
+      for (const each of this.steps) each.disabled = this.isPlaying;
+    }
     if (refused) {
       this.say(`${refused} ${this.standing ? KEPT : "Reload the page to try again."}`);
       if (this.standing) {

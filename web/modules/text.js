@@ -101,7 +101,7 @@ export function noticed({ layers }, out, bytes) {
   const same = (layer) => repeated.filter((all) => firsts(layer, all).size === 1).length;
   const [first, ...later] = range(layers).map(same);
   const others = later.map((count, i) => `${count} in layer ${i + 1}`).join(", ");
-  return `Of ${repeated.length} repeated characters, ${first} have the same first expert each time in layer 0, ${others}.`;
+  return `Repeated characters with the same first expert each time: ${first} of ${repeated.length} in layer 0, ${others}.`;
 }
 
 // The byte in the middle of the last of the longest words: there is something before it and after it.

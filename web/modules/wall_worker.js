@@ -103,11 +103,12 @@ class Wall extends History {
     const { models, flops } = this.manifest;
     const { num_entries: N } = this.values;
     const { step } = this.readings.at(-1);
-    const times = (value) => `${+value.toPrecision(2)} times`;
-    const compared = ({ count }, i) =>
-      `${times(own / count)} as many as ${models[i + 1].name}, which takes ${times(flops[i + 1] / flops[0])} its FLOPs for a token`;
+    const compared = ({ count }, i) => {
+      const times = +(flops[i + 1] / flops[0]).toPrecision(2);
+      return `; ${models[i + 1].name} (${times} times its FLOPs): ${withCommas(count)}`;
+    };
     const isEnough = others.every(({ count }) => count >= FEW * N);
-    const found = isEnough ? `: ${others.map(compared).join(", and ")}` : "";
+    const found = isEnough ? others.map(compared).join("") : "";
     const words = `After ${withCommas(step)} steps the MoE has memorised ${withCommas(own)} of ${withCommas(N)} entries${found}.`;
     return { words, reading: "" };
   }

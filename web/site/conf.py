@@ -46,7 +46,7 @@ VIEWS = {  # pages of the site, each with the view of the page of this name
     "wall": {
         "title": "Memorisation grid",
         "text": "Each square is one entry of a random phone book, name → four digits: in full colour once the model "
-        "answers it right, all digits. With 16 experts: dense, 1× takes about the MoE's FLOPs for a token, dense, 8× "
+        "answers it right, all digits. Dense, 1× takes about the MoE's FLOPs for a token, the wider dense model "
         "has about its parameters.",
         "picture": "_images/facts.png",
         "alt": "Three memorisation grids: the MoE has nearly all squares in colour, dense 1× under half, dense 8× all",
