@@ -87,10 +87,11 @@ def watch(lesson: str, names: Collection[str]) -> None:
 
 def play_in_pictures(view: LiveRun, steps: int | None = None) -> None:
     """Train as many steps as `LiveRun.play` does, at once, and show the view on the way."""
-    start = view.step
+    start, steps = view.step, steps or view.max_steps
+    view.loop.until = start + steps
     if not view.canvas.frame:  # a static page has no picture before the training
         view.show()
-    for step in pictured(steps or view.max_steps):
+    for step in pictured(steps):
         view.advance(start + step - view.step)
 
 
