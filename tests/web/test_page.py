@@ -356,8 +356,13 @@ def test_the_wall_of_facts_trains_three_models_until_lamps_are_lit_and_starts_af
 def test_one_line_shows_a_state_in_another_document(visit, serve, tmp_path):
     own = visit("preset=collapse&seed=1").ready()
     own.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    own.button("Embed").click()
-    own.button("Copied").wait_for()
+    place = "button => [button.offsetLeft, button.offsetWidth]"
+    before = own.button("Embed").evaluate(place)
+    for name in ("Copy link", "Embed"):
+        own.button(name).click()
+        own.button("Copied").first.wait_for()
+        last = own.page.locator("button:text-is('Embed'), button:text-is('Copied')").last
+        assert last.evaluate(place) == before  # whatever the buttons say
     line = own.page.evaluate("navigator.clipboard.readText()")
     Path(tmp_path, "index.html").write_text(f"<!doctype html><title>Of a teacher</title>{line}", encoding="utf-8")
     own.page.goto(f"{serve(tmp_path)}/index.html")

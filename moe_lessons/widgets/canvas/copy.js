@@ -11,8 +11,13 @@ const ANSWERED = 2000; // milliseconds for which a button says so
 export function sayOn(button, text) {
   if (!button) return;
   button.dataset.usual ??= button.textContent;
+  const { width } = button.getBoundingClientRect();
+  Object.assign(button.style, { boxSizing: "border-box", width: `${width}px`, paddingInline: 0 }); // what follows stays
   button.textContent = text;
-  setTimeout(() => (button.textContent = button.dataset.usual), ANSWERED);
+  setTimeout(() => {
+    Object.assign(button.style, { width: "", paddingInline: "" });
+    button.textContent = button.dataset.usual;
+  }, ANSWERED);
 }
 
 /**
