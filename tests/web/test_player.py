@@ -24,6 +24,8 @@ def address(tmp_path_factory, serve):
     (folder / "recordings" / "cut.z").write_bytes(whole[:-2000])
     (folder / "recordings" / "short.z").write_bytes(gzip.compress(gzip.decompress(whole)[:-2000]))
     (folder / "recordings" / "other.z").write_bytes(gzip.compress(b"[1, 2]\n"))
+    view = f'<div data-moe="recording" data-state="{NAME}"></div><script type="module" src="page.js"></script>'
+    (folder / "lesson.html").write_text(f'<body style="padding-top: 1500px">{view}')
     return f"{serve(folder)}/view.html?view=recording"
 
 
@@ -52,8 +54,8 @@ def step_of(page) -> int:
     return int(page.locator(".moe-canvas").get_attribute("data-step"))
 
 
-def test_it_stands_at_its_last_picture_says_that_it_is_a_recording_and_can_be_pointed_at(opened, violations):
-    page = opened(NAME)
+def test_where_nothing_moves_it_stands_at_its_last_picture_says_what_it_is_and_can_be_pointed_at(opened, violations):
+    page = opened(NAME, reduced_motion="reduce")
     page.wait_for_timeout(400)
     assert step_of(page) == LAST and page.get_by_role("button", name="Play", exact=True).is_visible()
     assert page.locator(".moe-about").inner_text().startswith("A recording of a real run")
@@ -64,8 +66,31 @@ def test_it_stands_at_its_last_picture_says_that_it_is_a_recording_and_can_be_po
     assert "step" in page.locator(".moe-tip").inner_text()
 
 
+def test_it_is_drawn_before_it_is_seen_and_plays_by_itself_once_it_is(opened):
+    page = opened(NAME, viewport={"width": 1000, "height": 600})
+    page.goto(f"{page.url.partition('view.html')[0]}lesson.html")
+    page.locator(".moe-canvas[data-step] canvas").first.wait_for()
+    for top in (0, 1000):  # its first lines come up
+        page.evaluate(f"scrollTo(0, {top})")
+        page.wait_for_timeout(300)
+        assert step_of(page) == LAST
+    plays = "(least) => Number(document.querySelector('.moe-canvas').dataset.step) === least"
+    page.evaluate("scrollTo(0, 1500)")
+    page.wait_for_function(plays, arg=3)
+    page.evaluate("scrollTo(0, 0)")
+    page.wait_for_timeout(100)
+    stopped = step_of(page)
+    page.wait_for_timeout(300)
+    assert 3 <= step_of(page) == stopped < LAST
+    page.evaluate("scrollTo(0, 1500)")
+    page.wait_for_function(plays, arg=stopped + 3)
+    page.get_by_role("slider", name="Step").press("End")
+    page.wait_for_timeout(300)
+    assert step_of(page) == LAST
+
+
 def test_one_can_go_through_it_by_hand_and_play_it(opened):
-    page = opened(NAME, viewport={"width": 390, "height": 900})
+    page = opened(NAME, viewport={"width": 390, "height": 900}, reduced_motion="reduce")
     bar = page.get_by_role("slider", name="Step")
     bar.press("Home")
     assert step_of(page) == 0

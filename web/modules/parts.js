@@ -129,7 +129,8 @@ export class Place {
   watch(seen, opened = () => {}) {
     let isInside = true;
     const tell = () => seen(isInside && !document.hidden);
-    new IntersectionObserver((entries) => tell((isInside = entries.at(-1).isIntersecting))).observe(
+    const most = { rootMargin: "0px 0px -25%" }; // what has just come up from below is not looked at yet
+    new IntersectionObserver((entries) => tell((isInside = entries.at(-1).isIntersecting)), most).observe(
       this.home,
     );
     document.addEventListener("visibilitychange", tell);

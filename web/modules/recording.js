@@ -5,6 +5,7 @@ import canvas from "./canvas/index.js";
 import { Control, bar, button, damaged, make, unpacked } from "./parts.js";
 
 const PAUSE = 120; // milliseconds between two pictures
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 // Of each picture all that is seen, as one message for the canvas; the arrays of all of them lie in one buffer.
 function readRecording(bytes) {
@@ -54,7 +55,9 @@ export default async function show(place) {
   let timer;
   let count = 0;
   const play = button("Play", "Play or stop the recording", () => (timer ? stop() : start()));
+  play.style.minWidth = "60px"; // of either word: the slider stays where it is
   const isOfSteps = "step" in pictures[last].words;
+  let isToPlay = isOfSteps && !calm.matches; // by itself, once: what is printed before is its end
   const label = isOfSteps ? "Step" : "Picture";
   const stops = pictures.map(({ words }, i) => [String(isOfSteps ? words.step : i + 1), i]);
   const tip = "Which picture of the recording is shown";
@@ -79,16 +82,18 @@ export default async function show(place) {
     control.show(i, stops);
   }
   function start() {
+    stop(false);
     seek(at === last ? 0 : at);
     timer = setInterval(() => (at < last ? seek(at + 1) : stop()), PAUSE);
     play.textContent = "Pause";
   }
-  function stop() {
+  function stop(isDone = true) {
+    isToPlay &&= !isDone;
     timer = clearInterval(timer);
     play.textContent = "Play";
   }
   place.watch(
-    (isSeen) => isSeen || stop(),
+    (isSeen) => (isSeen ? isToPlay && start() : stop(false)),
     () => location.reload(),
   ); // another recording is opened as a page is
   seek(last);

@@ -77,10 +77,11 @@ function observe(view) {
   };
   const themes = new MutationObserver(dressTwice);
   themes.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "class"] });
+  const near = { rootMargin: view.isOfKernel ? "0px" : "1200px" }; // a page is drawn before one scrolls there
   const sight = new IntersectionObserver((entries) => {
     view.isSeen = entries.at(-1).isIntersecting;
     if (view.isSeen) dress(view);
-  });
+  }, near);
   view.sizes = new ResizeObserver((entries) => entries.forEach((entry) => resize(view, entry)));
   for (const observer of [view.sizes, sight]) observer.observe(view.el);
   return [view.sizes, sight, themes];
