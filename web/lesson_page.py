@@ -25,7 +25,7 @@ def as_page(notebook: dict[str, Any]) -> dict[str, Any]:
     for cell in cells:
         cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), *fold(cell)]
         cell["metadata"]["mystnb"] = describe(cell)
-        cell["outputs"] = [one for output in cell["outputs"] for one in (output, *dark_of(output))]
+        cell["outputs"] = [one for output in cell["outputs"] for one in (output, *in_dark(output))]
     answer(notebook["cells"])
     gather(notebook["cells"])
     for cell in cells:
@@ -52,9 +52,14 @@ def describe(cell: dict[str, Any]) -> dict[str, Any]:
     return {"image": {"alt": words}} if words else {}
 
 
-def dark_of(output: dict[str, Any]) -> list[dict[str, Any]]:
-    """Give the dark version of a picture, if it has one, as an output of its own."""
-    dark = output.get("metadata", {}).get("image/png", {}).get("dark")
+def dark_of(output: dict[str, Any]) -> str | None:
+    """Give the dark version of a picture, if it has one, in base64."""
+    return output.get("metadata", {}).get("image/png", {}).get("dark")
+
+
+def in_dark(output: dict[str, Any]) -> list[dict[str, Any]]:
+    """Give it as an output of its own."""
+    dark = dark_of(output)
     return [{"output_type": "display_data", "data": {"image/png": dark}, "metadata": {}}] if dark else []
 
 

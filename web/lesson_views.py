@@ -21,6 +21,7 @@ from urllib.parse import urlencode
 
 from moe_lessons import widgets
 from moe_lessons.training import PRESETS
+from web.lesson_page import dark_of
 from web.manifest import PAGE, STOPS, USUAL, graph_name, offered
 from web.speedup import COURSE, SHAPE, models
 
@@ -129,8 +130,7 @@ def views_of(path: Path) -> Iterator[View]:
 def dark_pictures(path: Path) -> set[str]:
     """Give the dark versions of the pictures of a stored lesson, as `View.picture` names one."""
     outputs = [output for cell in json.loads(read_clean(path))["cells"] for output in cell.get("outputs", [])]
-    found = (output.get("metadata", {}).get("image/png", {}).get("dark") for output in outputs)
-    return {hashlib.sha256(b64decode(dark)).hexdigest() for dark in found if dark}
+    return {hashlib.sha256(b64decode(dark)).hexdigest() for dark in map(dark_of, outputs) if dark}
 
 
 @functools.cache

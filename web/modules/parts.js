@@ -2,6 +2,7 @@
 
 import { sayOn } from "./canvas/copy.js";
 
+export const calm = globalThis.matchMedia?.("(prefers-reduced-motion: reduce)") ?? { matches: false };
 export const hasMouse = globalThis.matchMedia?.("(hover: hover)") ?? { matches: true }; // a worker has none
 const SIDEWAYS = 8; // pixels that a finger goes before it moves a slider
 export const KEPT = "Your previous setting stays.";

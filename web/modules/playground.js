@@ -3,7 +3,7 @@
 
 import canvas from "./canvas/index.js";
 import { GIVEN, copyOrSave } from "./canvas/copy.js";
-import { Control, KEPT, bar, button, filled, guide, hasMouse, json, make, unpacked } from "./parts.js";
+import { Control, KEPT, bar, button, calm, filled, guide, hasMouse, json, make, unpacked } from "./parts.js";
 import { Settings } from "./settings.js";
 
 const WAITS = "In force from the next step: press Play.";
@@ -11,7 +11,6 @@ const SLOWLY = 100; // steps a second, but at full speed: one sees how it learns
 const HIDDEN = 24; // pixels of the block below which a finger does not move the page
 export const LOADING = "Loading what trains.";
 const EARLIER = "The picture is of an earlier training."; // where it is not of the first step
-export const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class Playground {
   /**

@@ -2,10 +2,9 @@
 // same canvas. tools/recorder.py makes recordings, and says how they are stored. The state is the name of one.
 
 import canvas from "./canvas/index.js";
-import { Control, bar, button, damaged, make, unpacked } from "./parts.js";
+import { Control, bar, button, calm, damaged, make, unpacked } from "./parts.js";
 
 const PAUSE = 120; // milliseconds between two pictures
-const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 // Of each picture all that is seen, as one message for the canvas; the arrays of all of them lie in one buffer.
 function readRecording(bytes) {

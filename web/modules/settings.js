@@ -101,6 +101,7 @@ export class Settings {
     return fitted;
   }
 
+  /** @returns {boolean} whether there is a graph of these values */
   isMade(values) {
     return this.graphs.includes(this.graph(values));
   }

@@ -1,8 +1,8 @@
 // The memorisation grid as a view of a page: the controls, buttons and words of the playground, and a worker that trains
 // three models.
 
-import { json } from "./parts.js";
-import { LOADING, Playground, calm } from "./playground.js";
+import { calm, json } from "./parts.js";
+import { LOADING, Playground } from "./playground.js";
 import { Settings } from "./settings.js";
 
 export default async function show(place) {
