@@ -72,8 +72,8 @@ def test_it_has_every_lesson_with_all_its_pictures_described(site):
         outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
         pictures = [output for output in outputs if "image/png" in output.get("data", {})]
         assert len(re.findall(r'<img alt="[^"]{9,}"[^>]* src="\.\./_images/\w+\.png"', page)) >= len(pictures), path
-        darks = [output for output in pictures if "dark" in output["metadata"].get("image/png", {})]
-        assert page.count('class="only-dark" src=') == len(darks), path
+        assert all("dark" in output["metadata"]["image/png"] for output in pictures), path
+        assert page.count('class="only-dark" src=') == len(pictures), path
 
 
 def test_it_has_the_other_documents_and_the_package(site):
