@@ -11,9 +11,9 @@ import ipywidgets as W
 import torch
 
 from moe_lessons.analysis.load import WORDS, describe_load
-from moe_lessons.plots.panels._history import RECENT, X_AXES, recent_load
+from moe_lessons.plots.panels._history import LOAD_WINDOW, RECENT, X_AXES, recent_load
 from moe_lessons.support.errors import check_choice, check_device, check_top_k, check_whole, is_whole
-from moe_lessons.training import Run
+from moe_lessons.training import Run, is_dead
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets.controls import CONTROLS, Box, CheckBoxes, asked_by, control, move
 from moe_lessons.widgets.live import LiveRun
@@ -122,6 +122,16 @@ class Lab(LiveRun):
         """Return the share of the assignments that each expert has received lately, (E,); None: nothing is known."""
         return recent_load(self.main_run, self.state.layer) if self.main_run.records else self.clean_load
 
+    @property
+    def dead(self) -> list[int]:
+        """The experts that are dead; in the first steps, of which too little is known, none."""
+        top_k, load = self.state.values.get("top_k", 1), self.load if self.step >= LOAD_WINDOW else ()
+        return [e for e, share in enumerate(load) if is_dead(top_k * float(share))]
+
+    def lines_of_load(self) -> dict[str, Any]:
+        """For the line of the step: what the load is, and who is dead."""
+        return {"verdict": self.load_words()[0] if self.step >= LOAD_WINDOW else "", "dead": self.dead}
+
     def words(self) -> str:
         return "".join(self.load_words())
 
@@ -171,9 +181,16 @@ class Lab(LiveRun):
         if self.state is not before:
             self.play_as_at_first()
 
-    def play_as_at_first(self) -> None:
-        """Train as many steps as at first, so that one training can be compared with another."""
-        self.play(self.state.values.get("play") or None)
+    def release(self) -> None:
+        """See `LiveRun`. What has trained unseen, since a cell waited for it, trains again."""
+
+        def begin() -> None:
+            if self.step:
+                self.apply({}, restart=True)
+                self.state.ghost = None  # it would be the same curve
+            self.play_as_at_first()
+
+        self.post(begin)
 
     def apply(self, asked: Mapping[str, Any], *, is_strict: bool = False, restart: bool = False) -> None:
         """Put other values in force: a new start for what is structural, else a turn of the knobs. ValueError for what

@@ -62,6 +62,7 @@ class LiveRun(Picture):
     `await view.finished()` waits in a cell for the training to pause. A view ends when its cell runs again."""
 
     of_still = " A still of an earlier training: run this cell, and it trains live."
+    pace: float | None = None  # steps a second of what trains by itself, until it is touched; None: as fast as it can
 
     def __init__(
         self, runs, panels=("loss", "load", "film"), *, play: int = 0, max_steps: int = 1500, columns: int | None = 3,
@@ -90,7 +91,7 @@ class LiveRun(Picture):
         _spare_what_is_loaded()
         self._waits = False
         if play:
-            self.play(play)
+            self.play_as_at_first()
 
     def rows(self) -> list[W.Widget]:
         """Rows of widgets between the buttons and the picture."""
@@ -148,6 +149,11 @@ class LiveRun(Picture):
         else:
             self.loop.play(steps)
             self._show_buttons()
+
+    def play_as_at_first(self) -> None:
+        """Train as many steps as at first, and as slowly, so that one training can be compared with another."""
+        self.play(self.state.values.get("play") or None)
+        self.loop.pace = self.pace if self.state.values.get("play") and self.running else None
 
     def pause(self) -> None:
         """Stop after the step that is being computed."""

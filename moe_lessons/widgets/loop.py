@@ -63,8 +63,7 @@ class Loop:
 
     def hold(self) -> None:
         """Put off the training that was asked for until `release`, or until a cell waits for it."""
-        self._held = self.budget * self.playing
-        self.playing = False
+        self._held, self.playing, self.pace = self.budget * self.playing, False, None
 
     def release(self) -> None:
         if self._held:

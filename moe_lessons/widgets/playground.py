@@ -16,7 +16,7 @@ from moe_lessons.plots.theme import as_weight
 from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import PLANE_TASKS
 from moe_lessons.tasks.plane import read_points
-from moe_lessons.training import PRESETS, PlaneSetting, Run, is_dead, plane_runs
+from moe_lessons.training import PRESETS, PlaneSetting, Run, plane_runs
 from moe_lessons.training.as_pytorch import as_pytorch
 from moe_lessons.training.knobs import KNOBS, idle_knobs, idle_with
 from moe_lessons.training.settings import NUM_CLASSES, PLANE_ROUTERS, ROUTER_STARTS
@@ -76,6 +76,7 @@ class Playground(Lab):
         self._block_idle: dict[str, str] = {}  # of a block of your own, once it is made: what it has no use for
         values = {"preset": preset, "block": block, "seed": seed, "panels": panels, "controls": controls}
         self.is_front = controls is None and panels == PLANE_PANELS
+        self.pace = PACE if self.is_front else None
         values |= {"device": device, "token": FRONT_TOKEN if self.is_front else 0, "mute": "none", "classes": "shown"}
         values |= setting | {"pen": "off"}
         self._rest: list[W.Widget] = []  # that only 'More' shows
@@ -83,7 +84,6 @@ class Playground(Lab):
         self._past: list[str] = []  # points before each that were drawn
         columns = None if self.is_front else 3
         super().__init__(spec, values, panels, settings, play=play, max_steps=max_steps, columns=columns)
-        self.loop.pace = PACE if self.is_front and self.running else None
 
     def arguments(self) -> dict[str, Any]:
         """See `LiveRun`: the name of the preset is always written, and what differs from it."""
@@ -202,11 +202,6 @@ class Playground(Lab):
         self.loop.now(lambda: self.apply(COLLAPSE, restart=True))
         self.play_as_at_first()
 
-    def play_as_at_first(self) -> None:
-        """Train as many steps as at first, and as slowly."""
-        super().play_as_at_first()
-        self.loop.pace = PACE if self.is_front and self.state.values["play"] and self.running else None
-
     def preset_button(self, preset: str, text: str, tip: str, **style: str) -> W.Button:
         """A button that chooses a preset, and trains."""
 
@@ -278,21 +273,11 @@ class Playground(Lab):
         return super().words() + worse + self._words_of_points()
 
     def lines(self) -> dict[str, Any]:
-        """See `LiveRun`; and for the line of the step what the load is, who is dead, and what a new start has."""
+        """See `LiveRun`; and for the line of the step what a new start has."""
         values = self.state.values
         E = values["num_experts"]
         sizes = f"{E} expert{'s' * (E > 1)}, top-{values['top_k']}"
-        return super().lines() | {
-            "verdict": self.load_words()[0] if self.step >= LOAD_WINDOW else "",
-            "dead": self.dead,
-            "sizes": sizes,
-        }
-
-    @property
-    def dead(self) -> list[int]:
-        """The experts that are dead; in the first steps, of which too little is known, none."""
-        top_k, load = self.state.values["top_k"], self.load if self.step >= LOAD_WINDOW else ()
-        return [e for e, share in enumerate(load) if is_dead(top_k * float(share))]
+        return super().lines() | self.lines_of_load() | {"sizes": sizes}
 
     def _words_of_points(self) -> str:
         said = TIPS["reading"]

@@ -118,6 +118,9 @@ class RoutingLab(Lab):
         """See `LiveRun`: of the sequences that are traced."""
         return expert_shares(self.traced, "layer").loc[self.state.layer].tolist()
 
+    def lines(self) -> dict[str, Any]:
+        return super().lines() | self.lines_of_load()
+
     def words(self) -> str:
         return f"Layer {self.state.layer}: {super().words()}" if self._num_layers > 1 else super().words()
 

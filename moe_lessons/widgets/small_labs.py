@@ -45,7 +45,8 @@ RACE_LAB = Spec(title="A race by the clock", structural=("seed",), display=("x_a
 
 
 class CollapseLab(Lab):
-    """Train `training.PRESETS["collapse"]`, live. Restart starts the same run again.
+    """Train `training.PRESETS["collapse"]`, live: by itself 40 steps a second, so that one sees the first ones. Restart
+    starts the same run again.
 
     learns, gradient: of `analysis.collapse.LEARNS` and `GRADIENTS`. play, max_steps: see `LiveRun`. device: see
         `Playground`.
@@ -53,6 +54,8 @@ class CollapseLab(Lab):
     >>> CollapseLab("router only", gradient="own tokens", seed=3)
     CollapseLab('router only', gradient='own tokens', seed=3)
     """
+
+    pace = 40
 
     def __init__(
         self, learns: str = "all", *, gradient: str = "both terms", seed: int = 0, play: int = 0, max_steps: int = 300,
@@ -64,6 +67,9 @@ class CollapseLab(Lab):
     def make_runs(self, values: Mapping[str, Any]) -> dict[str, Run]:
         chosen = (values[name] for name in ("seed", "learns", "gradient", "device"))
         return {"MoE": watched_run(PRESETS["collapse"], *chosen)}
+
+    def lines(self) -> dict[str, Any]:
+        return super().lines() | self.lines_of_load()
 
 
 class FactsLab(Lab):

@@ -141,6 +141,38 @@ def test_a_busy_kernel_is_said_and_what_is_asked_meanwhile_happens_once_or_is_ta
     assert busy.wrong() == []
 
 
+def test_a_question_stays_while_the_kernel_is_busy_and_a_training_view_in_sight_while_a_cell_waits_for_it(
+    lab, open_notebook, view_of
+):
+    flag = lab.root / "notebooks" / "long"
+    flag.unlink(missing_ok=True)
+    setup = "from moe_lessons.course import Prediction\nfrom moe_lessons.widgets import CollapseLab\nimport os, time"
+    busy = "while os.path.exists('long'):\n    time.sleep(0.05)"
+    asks = 'prediction = Prediction("Which one?", ("this one", "the other"))\nprediction'
+    cells = asks, busy, "lab = CollapseLab(play=300)\nlab", "await lab.finished()", "#\n" * 60
+    book = open_notebook("asks.ipynb", setup, *cells)
+    book.run_all()
+    question, held = book.page.locator(".moe-question"), book.page.locator(".moe-held")
+    expect(held).to_have_count(0)
+    flag.touch()
+    book.run_cell(2, wait=False)
+    book.run_cell(1, wait=False)
+    expect(held.locator(".moe-question")).to_be_visible()
+    flag.unlink()
+    expect(held).to_have_count(0)
+    expect(question).to_have_count(1)
+
+    book.page.locator(".jp-CodeCell").nth(3).locator(".jp-InputPrompt").click()
+    book.page.keyboard.press("Shift+Enter")
+    view = view_of(book.page)
+    view.wait_step(5)
+    book.page.keyboard.press("Shift+Enter")
+    view.wait_step(40)
+    expect(view.canvas).to_be_in_viewport()
+    assert view.step < 300
+    assert book.wrong() == []
+
+
 def test_a_view_ends_with_its_cell_and_after_a_restart_says_how_to_go_on(lab, notebook, view_of):
     running = "[each.running for each in (old, first, second)]"
     lab.ask("two.ipynb", "globals().update(old=first)")

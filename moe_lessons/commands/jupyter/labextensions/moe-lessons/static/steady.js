@@ -1,9 +1,11 @@
-// What is seen stays where it is while cells start: JupyterLab takes the picture of an earlier run away at once, and goes to
-// the next cell, or to the last one. What is said of a hidden result stays hidden until its cell has shown something. A
+// What is seen stays where it is while cells start: JupyterLab takes the picture or question of an earlier run away at once,
+// and goes to the next cell, or to the last one. What is said of a hidden result stays hidden until its cell has shown something. A
 // still has its description and, in a dark theme, its dark version. An extension of JupyterLab, written by hand, for `lab`
 // in moe_lessons/commands/lab.py.
 
 const PICTURE = ".moe-canvas, .jp-OutputArea-output img";
+const QUESTION = ".moe-question, .jp-RenderedMarkdown > p:first-child > strong:first-child"; // live, and as it is stored
+const TRAINS = '.moe-canvas[data-state="training"]';
 const PNG = "image/png";
 const RANK = 89; // before the one of JupyterLab
 const LOOK = 50; // milliseconds between two looks at whether what comes is there
@@ -31,9 +33,17 @@ function isRunning(node) {
   return cells.find((cell) => cell.node === node)?.model.executionState === "running";
 }
 
-// Keep a picture that is taken away in its place.
+// A live question is taken out of its output, which is taken away, too: put it back there.
+function restore({ target, removedNodes }) {
+  const question = [...removedNodes].find((node) => node.querySelector?.(QUESTION));
+  if (!question || target.isConnected || !target.matches(".jp-OutputArea-output")) return;
+  target.append(question);
+  target.classList.remove("lm-mod-hidden");
+}
+
+// Keep a picture or question that is taken away in its place.
 function hold({ target: area, removedNodes }) {
-  const old = [...removedNodes].find((node) => node.querySelector?.(PICTURE));
+  const old = [...removedNodes].find((node) => node.querySelector?.(`${PICTURE}, ${QUESTION}`));
   if (!old || !area.matches(".jp-Cell-outputArea") || held.has(area)) return;
   const frame = Object.assign(document.createElement("div"), { className: "moe-held", inert: true });
   frame.append(old);
@@ -59,7 +69,7 @@ function isThere(area, since) {
     return !area.querySelector(".moe-canvas:not([data-frames])");
   const isComing =
     isRunning(area.closest(".jp-Cell")) || (area.querySelector(".jupyter-widgets") && since < PATIENCE);
-  return area.querySelector("img") || !isComing;
+  return area.querySelector(`img, ${QUESTION}`) || !isComing;
 }
 
 // Bring what a cell shows into sight, or its question, in the place of the cell to which JupyterLab has gone; what it shows
@@ -88,12 +98,20 @@ async function ran(id) {
   const book = app.shell.currentWidget?.content;
   const cells = book?.widgets;
   if (!cells) return;
+  const training = cells.find(({ node }) => isInSight(book, node.querySelector(TRAINS)));
   await null; // what is taken away is in its place
   const isOne = id === "notebook:run-cell-and-select-next";
   const hasPicture = ({ node }) => node.querySelector(PICTURE);
   const asks = ({ model }) => model.sharedModel.getSource().includes("Prediction(");
   const cell = isOne ? cells[book.activeCellIndex - 1] : cells.find((each) => hasPicture(each) || asks(each));
   if (cell && (!isOne || hasPicture(cell))) show(book, cell);
+  else if (training && cell?.model.type === "code") show(book, training); // for which the cell waits
+}
+
+function isInSight(book, element) {
+  const room = book.outerNode.getBoundingClientRect();
+  const { top, bottom } = element?.getBoundingClientRect() ?? {};
+  return top < room.bottom && bottom > room.top;
 }
 
 // A PNG with what its metadata say: `alt`, and `dark`, the same in dark colours (custom.css shows one of them).
@@ -126,6 +144,7 @@ const steady = {
     app.commands.commandExecuted.connect((_, { id }) => commands.test(id) && ran(id));
     const taken = new MutationObserver((records) => {
       records.forEach(wait);
+      records.forEach(restore);
       records.forEach(hold);
     });
     taken.observe(document.body, { childList: true, subtree: true });
