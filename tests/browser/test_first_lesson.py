@@ -10,7 +10,8 @@ WATCH = """() => {
   setInterval(() => {
     const text = [...document.querySelectorAll('p')].find((each) => each.textContent.includes('Equal bands would end'));
     told ||= text.checkVisibility();
-    const shown = document.querySelector('.moe-held:has(.moe-canvas, img)') ?? document.querySelector('.moe-canvas[data-step]');
+    const held = document.querySelector('.moe-held:has(.moe-canvas, img)');
+    const shown = held ?? document.querySelector('.moe-canvas[data-step]');
     const { top, bottom } = shown?.getBoundingClientRect() ?? {};
     if (shown) seen.push([top < innerHeight && bottom > 0, Number(shown.dataset.step ?? -1)]);
   }, 20);

@@ -240,6 +240,10 @@ def test_one_strip_says_what_each_model_stores_computes_and_gets_right():
     assert strip.says[bars[0]] == "MoE, parameters: 1,464" and strip.texts[bars[0] + 1] == "1,464"
 
 
+def lit(playground: Playground) -> list[str]:
+    return [each.description for each, _ in playground._front_buttons if each.button_style == "info"]
+
+
 @on_a_loop
 async def test_collapse_breaks_it_and_rescue_goes_on_also_after_a_pause():
     playground = Playground(play=30)  # steps, of each training
@@ -247,8 +251,7 @@ async def test_collapse_breaks_it_and_rescue_goes_on_also_after_a_pause():
     await settled()
     await playground.finished()
     assert playground.setting == PlaneSetting(router_aux_loss_coef=0.0) and playground.step == 30
-    lit = [each.description for each, _ in playground._front_buttons if each.button_style == "info"]
-    assert lit == ["Collapse"]
+    assert lit(playground) == ["Collapse"]
     run = playground.main_run
     button(playground, "Rescue").click()
     await settled()
@@ -256,7 +259,7 @@ async def test_collapse_breaks_it_and_rescue_goes_on_also_after_a_pause():
     assert playground.main_run is run and playground.step == 60
     assert playground.setting == PlaneSetting(router_aux_loss_coef=1.0)
     assert playground.state.changes == [30] and playground.state.names == {30: "Rescue: none dead"}
-    assert not any(each.button_style for each, _ in playground._front_buttons)
+    assert lit(playground) == ["Rescue"]
 
 
 @on_a_loop

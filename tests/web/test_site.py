@@ -234,7 +234,7 @@ def test_on_a_phone_a_figure_fits_and_a_tap_enlarges_it_and_no_printed_line_is_c
         page.evaluate("for (const part of document.querySelectorAll('.moe-happened')) part.open = true")
         cut = "all => all.filter((pre) => pre.scrollWidth > pre.clientWidth).map((pre) => pre.innerText)"
         assert page.locator(".cell_output .stream pre:visible").evaluate_all(cut) == []
-    figure, enlarged = page.locator(".moe-figure a[href$='.png'] img"), page.locator("dialog img")
+    figure, enlarged = page.locator(".moe-figure a[href$='.png']:visible img"), page.locator("dialog img")
     assert figure.bounding_box()["width"] <= 360
     figure.tap()
     assert enlarged.bounding_box()["width"] == figure.evaluate("image => image.naturalWidth")

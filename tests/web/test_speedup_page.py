@@ -216,3 +216,10 @@ def test_on_a_phone_the_map_comes_first_and_a_tap_stays(browser, address):
     expect(page.locator(".moe-said")).to_be_in_viewport()
     expect(page.locator(".moe-said")).to_contain_text("It does not fit")
     context.close()
+
+
+def test_the_arrows_walk_from_the_place_that_is_selected(page):
+    expect(page.get_by_text("Batch size 1, dense, 2×: speedup")).to_have_count(1)
+    page.locator("canvas").first.focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".moe-tip")).to_contain_text("Batch size 1, dense, 2.25×")

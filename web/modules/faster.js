@@ -65,7 +65,7 @@ export async function faster(home, colors) {
     });
     const state = new URLSearchParams({ ...asked, width: widths[0] });
     link.href = new URL(`../speedup.html${E > 1 ? `#${state}` : ""}`, import.meta.url);
-    const how = `${HOW}, ${E} expert${E > 1 ? "s" : ""}, top-${K}. `;
+    const how = `${HOW}, ${E} expert${E > 1 ? "s" : ""}, top-\u2060${K}. `;
     about.replaceChildren(make("b", {}, ...found), widths.length > 1 ? BETWEEN : "", how, link);
   };
 }

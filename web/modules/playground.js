@@ -103,6 +103,8 @@ export class Playground {
       More: () => {
         const isMore = this.rest[0].hidden;
         if (isMore) this.from = scrollY;
+        const isFar = this.hint && getComputedStyle(this.dock).position === "sticky"; // on a phone
+        if (isMore && isFar) this.rest[0].scrollIntoView({ block: "center" });
         for (const element of this.rest) element.hidden = !isMore;
         this.buttons.More.setAttribute("aria-expanded", isMore);
         this.buttons.More.textContent = isMore ? "Less" : "More";
@@ -115,6 +117,7 @@ export class Playground {
     this.pressed = {
       Healthy: () => this.isAt("healthy"),
       Collapse: (values) => has(collapse)(values) && canDie(values),
+      Rescue: has(rescue),
     };
     return Object.fromEntries(
       Object.entries(actions).map(([name, action]) => [name, button(name, tips[name], action)]),

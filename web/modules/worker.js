@@ -218,12 +218,12 @@ const PANELS = {
       mark.texts[bar + 1] = text;
       mark.says[bar] = mark.says[bar].replace(/\d+ %$/, text);
     });
-    const [verdict, , dead] = verdictOf(run, out);
+    const [, , dead] = verdictOf(run, out);
     const [, largest] = header.y.ticks.at(-1);
     const [right, other] = [percents[0], percents.at(-1)].map((percent) => `${percent}\u00a0%`);
     const named = [percents[0], percents.at(-1), percents[1]]; // as in `answer` of plots/panels/compared.py
     if (run.step >= shared.numbers.recent && dead.length)
-      header.caption = filled(shared.words.dead, { verdict, right, largest, other });
+      header.caption = filled(shared.words.dead, { right, largest, other });
     else header.caption = header.caption.replace(/\d+(?=\u00a0%)/g, () => named.shift());
     return { ...manifest.answer, "0.places": [type, shape, places] };
   },

@@ -11,7 +11,7 @@ from moe_lessons.plots.panels._history import X_AXES, as_array, history, spent
 from moe_lessons.plots.theme import DENSE, model_inks, short_number
 
 ANSWER = "parameters", "FLOPs/token", "correct"  # the columns of `answer`
-WITH_DEAD = "{verdict}: memory for nothing. The MoE gets {right} right, {largest}, {other}."
+WITH_DEAD = "Dead experts occupy memory for nothing. The MoE gets {right} right, {largest}, {other}."
 LONGEST, VALUE = 0.5, 0.54  # of a column: its longest bar, and where its numbers begin
 NUM_HELD_OUT, NUM_HELD_OUT_SEQUENCES = 256, 48  # to measure loss and accuracy on: points, or sequences of text
 SPOT = 5  # an ink
@@ -162,7 +162,7 @@ def answer(view) -> Panel:
         caption += "both baselines in one, as top-k = E."
     if view.dead:
         said = {"right": percents[0], "largest": largest, "other": percents[-1]}
-        caption = WITH_DEAD.format(verdict=view.load_words()[0], **said)
+        caption = WITH_DEAD.format(**said)
     block = view.main_run.model.block
     wide = f"{largest}: as wide as {block.num_experts} expert{'s' * (block.num_experts > 1)}"
     if first != largest:

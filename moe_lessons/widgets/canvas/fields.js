@@ -396,8 +396,10 @@ function paintHeat(cache, { z, most }, view) {
  * @param {Mark} mark its places, and what is said of each
  * @returns {Stops} the places of a `Heat`
  */
-export function stopsOfHeat(card, { places, columns, titles }) {
+export function stopsOfHeat(card, { places, columns, titles, selected }) {
   const [xs, ys] = [0, 1].map((axis) => range(titles.length).map((i) => places[2 * i + axis]));
   const tell = (place) => ({ place, title: titles[place], rows: [] });
-  return { ...points(card, xs, ys, Math.hypot), columns, noun: "places", tell };
+  const away = selected && xs.map((x, i) => Math.hypot(x - selected[0], ys[i] - selected[1]));
+  const start = away?.indexOf(Math.min(...away));
+  return { ...points(card, xs, ys, Math.hypot), columns, noun: "places", tell, start };
 }

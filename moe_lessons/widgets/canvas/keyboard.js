@@ -51,7 +51,7 @@ function isWalked(view, card, key) {
   const stops = quietly(() => stopsOf(card).at(-1));
   const step = stops && stepOf(key, stops);
   if (!step) return false;
-  card.stop = clamp((card.stop ?? -step) + step, 0, stops.count - 1);
+  card.stop = clamp((card.stop ?? stops.start ?? -step) + step, 0, stops.count - 1);
   const [x, y] = stops.place(card.stop);
   point(view, { at: { card, x, y, stop: card.stop } }, true);
   view.parts.live.textContent = view.parts.tip.text;

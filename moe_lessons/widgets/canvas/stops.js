@@ -9,6 +9,7 @@ import { clamp, nearest } from "./numbers.js";
  * @typedef {object} Stops  What can be pointed at and walked to.
  * @property {number} count how many there are
  * @property {number} columns in a row; the arrows up and down go so far
+ * @property {number} [start] from which the first key goes; without it to the first or last one
  * @property {(i: number) => [number, number]} place where one is, in pixels
  * @property {(x: number, y: number) => number} at which one is at a place, in pixels; -1: none
  * @property {(i: number, x: number, y: number) => Hit} tell what is said of one; away: how far off, in pixels
