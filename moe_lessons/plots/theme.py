@@ -173,7 +173,7 @@ class LessonFigure(Figure):
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict[str, Any], dict[str, Any]]:
         titles = ", ".join(filter(None, (ax.get_title(loc="left") for ax in self.axes)))
         width = round(self.bbox.width)
-        data = {"image/png": self.png(), "text/plain": f"Figure: {titles}"}
+        data = {"image/png": b64encode(self.png()).decode(), "text/plain": f"Figure: {titles}"}
         return data, {"image/png": {"alt": titles, "width": width, "dark": self.dark_png()}}
 
 

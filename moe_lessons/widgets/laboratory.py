@@ -182,9 +182,11 @@ class Lab(LiveRun):
             self.play_as_at_first()
 
     def release(self) -> None:
-        """See `LiveRun`. What has trained unseen, since a cell waited for it, trains again."""
+        """See `LiveRun`. What has trained unseen to its end, since a cell waited for it, trains again."""
 
         def begin() -> None:
+            if self.running:
+                return
             if self.step:
                 self.apply({}, restart=True)
                 self.state.ghost = None  # it would be the same curve

@@ -145,7 +145,7 @@ class Playground(Lab):
         self._front_buttons = [
             (healthy, lambda: self.is_at("healthy")),
             (collapse, lambda: COLLAPSE.items() <= self.state.values.items()),
-            (rescue, lambda: RESCUE.items() <= self.state.values.items()),
+            (rescue, lambda: bool(self.state.names) and RESCUE.items() <= self.state.values.items()),
         ]
         self._more = W.ToggleButton(description="More", tooltip=TIPS["front"]["More"])
         self._more.observe(lambda _: self.post(self._show_rest), "value")

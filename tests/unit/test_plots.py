@@ -52,7 +52,8 @@ def test_a_figure_shows_itself_as_a_picture_with_a_name_and_a_dark_version():
     said = metadata["image/png"]
     assert said["alt"] and set(data) == {"image/png", "text/plain"}
     pair = [
-        np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png in (data["image/png"], b64decode(said["dark"]))
+        np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+        for png in map(b64decode, (data["image/png"], said["dark"]))
     ]
     assert pair[0].shape == pair[1].shape and pair[0].shape[1] == said["width"]
     at = [ax.transData.transform((10, bar.get_y() + bar.get_height() / 2)).round().astype(int) for bar in ax.patches]

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from base64 import b64decode
 
 import ipywidgets as W
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from traitlets import TraitError
 
 from moe_lessons.course import CurvePrediction, NumberPrediction, Prediction, progress, question
+from moe_lessons.plots import LessonFigure
 from moe_lessons.widgets import CollapseLab
 
 pytestmark = pytest.mark.usefixtures("own_progress")
@@ -164,6 +166,15 @@ def test_a_view_that_answers_trains_from_the_answer_on_or_when_a_cell_waits_for_
         return found
 
     assert asyncio.run(asyncio.wait_for(steps(), 30)) == [0, 5]
+
+
+def test_a_figure_that_waited_is_shown_as_a_picture(monkeypatch):
+    monkeypatch.setattr(question, "in_notebook", lambda: True)
+    prediction = Prediction(QUESTION, OPTIONS)
+    waiting = prediction.reveal(LessonFigure(2, 2))
+    prediction.skipped = True
+    (shown,) = waiting.children
+    assert b64decode(shown.outputs[0]["data"]["image/png"]).startswith(b"\x89PNG")
 
 
 def test_what_is_printed_before_an_answer_waits_too(monkeypatch):

@@ -55,7 +55,8 @@ def test_a_recording_has_what_the_view_shows_at_each_step(tmp_path, monkeypatch)
     assert "by python -m tools.recorder 07-CollapseLab-2 with moe_lessons" in head["about"]
     assert [picture.words["step"] for picture in pictures] == list(range(25))
     lab, size = CollapseLab(seed=2), 0
-    lab.loop.until = 24  # its axes end there
+    lab.loop.until = 24  # its axes end there, also those that are drawn
+    lab._cache.clear()
     for step, picture in enumerate(pictures):
         if step:
             lab.advance(1)

@@ -8,7 +8,6 @@ import { json, make, pack } from "./parts.js";
 import { comparison } from "./speedup.js";
 
 const OF = { model: "Mixtral 8x7B", machine: "NVIDIA H200 SXM", weights: "fp8", context_length: 0 };
-const BETWEEN = "Mostly a dense model between these is as good as an MoE. ";
 const HOW = `Roofline of one H200, not measured: ${OF.model}'s layers, ${OF.weights}`;
 
 /** Give what draws it in an element for E experts, top-K. */
@@ -24,12 +23,17 @@ export async function faster(home, colors) {
   return ({ num_experts: E, top_k: K }) => {
     const asked = { ...OF, num_experts: E, top_k: K };
     const { speedup, words } = comparison(manifest, asked);
-    const widths = [...new Set([E / K, 1])]; // as wide as all experts, and as those of one token
+    const most = E / K; // as wide as all experts; a dense model between this and 1, that of one token, is as good
+    const middle = most < 2 ? [] : [+Math.sqrt(most).toPrecision(2)];
+    const widths = [...new Set([most, ...middle, 1])];
     const x = range(last + 1);
     const curves = [x.map(() => 1), ...widths.map((width) => x.map((row) => speedup(2 ** row, width)))];
     const arrays = {};
     const marks = curves.map((y, i) => {
-      const [width, slots] = [`${widths[i - 1]}×`, { x: { slot: `0.${i}.x` }, y: { slot: `0.${i}.y` } }];
+      const [width, slots] = [
+        `${short(widths[i - 1] ?? 1)}×`,
+        { x: { slot: `0.${i}.x` }, y: { slot: `0.${i}.y` } },
+      ];
       arrays[slots.x.slot] = ["f4", [x.length], x];
       arrays[slots.y.slot] = ["f4", [x.length], y];
       const [name, end] = i ? [`dense, ${width}`, `over ${width}`] : ["as fast", "as fast"];
@@ -58,14 +62,13 @@ export async function faster(home, colors) {
       words: seen,
     };
     hear(content, [new DataView(data)]);
-    const found = widths.map((width) => {
-      const first =
-        width > 1 ? `${short(+speedup(1, width).toPrecision(2))} times as fast at batch size 1; ` : "";
-      return `Over dense, ${width}×: ${first}${words(width)}. `;
-    });
-    const state = new URLSearchParams({ ...asked, width: widths[0] });
+    const over = middle[0] ?? most;
+    const found = `A large MoE over dense, ${short(over)}×: ${words(over)}. `;
+    const times = short(+speedup(1, most).toPrecision(2));
+    const good = `An MoE is mostly as good as a dense model between 1× and ${short(most)}×. Over ${short(most)}×, which stores as much, it is ${times} times as fast at batch size 1. `;
+    const state = new URLSearchParams({ ...asked, width: over });
     link.href = new URL(`../speedup.html${E > 1 ? `#${state}` : ""}`, import.meta.url);
     const how = `${HOW}, ${E} expert${E > 1 ? "s" : ""}, top-\u2060${K}. `;
-    about.replaceChildren(make("b", {}, ...found), widths.length > 1 ? BETWEEN : "", how, link);
+    about.replaceChildren(make("b", {}, found), most > 1 ? good : "", how, link);
   };
 }

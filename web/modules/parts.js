@@ -69,6 +69,8 @@ export function button(text, tip, action) {
   return made;
 }
 
+const BY_HAND = "Copy this by hand:";
+
 // Where a view stands: its element, the line in which it says what went wrong, its state (in data-state, else in the
 // address of the document), and whether it is in sight.
 let places = 0;
@@ -113,10 +115,10 @@ export class Place {
       const made = button(name, tip, () => {
         const text = give();
         const copied = navigator.clipboard?.writeText(text) ?? Promise.reject(new Error("no clipboard"));
-        this.say(""); // what was copied before
+        if (this.said.textContent.startsWith(BY_HAND)) this.say(""); // what was copied before
         copied.then(
           () => sayOn(made, "Copied"),
-          () => this.say(`Copy this by hand: ${text}`),
+          () => this.say(`${BY_HAND} ${text}`),
         );
       });
       return made;
@@ -148,20 +150,17 @@ export class Place {
  * are closed.
  * @param {Element} place in which they stand
  * @param {{element: Element, text: () => string}[]} hints what is waited for, and what each says
+ * @param {string} last what is said after all of them
  * @returns {(at: number) => void} goes back to one, or says anew what the one that is shown says
  */
-export function guide(place, hints) {
+export function guide(place, hints, last) {
   const hint = make("div", { class: "moe-hint", role: "note" });
   const close = button("×", "No more hints", () => hint.remove());
   const pointed = hasMouse.matches ? "pointerover" : "click"; // a finger that scrolls has not tapped
   let next = 0;
   const show = (at) => {
     next = at;
-    if (at === hints.length) {
-      hint.remove();
-      return;
-    }
-    const said = hints[at].text();
+    const said = at === hints.length ? last : hints[at].text();
     const text = hasMouse.matches ? said : said.replace("Point at", "Tap");
     if (hint.lastChild?.data === text) return;
     hint.replaceChildren(close, text);

@@ -117,7 +117,7 @@ export class Playground {
     this.pressed = {
       Healthy: () => this.isAt("healthy"),
       Collapse: (values) => has(collapse)(values) && canDie(values),
-      Rescue: has(rescue),
+      Rescue: (values) => typeof this.rescued === "boolean" && has(rescue)(values), // no new start since
     };
     return Object.fromEntries(
       Object.entries(actions).map(([name, action]) => [name, button(name, tips[name], action)]),
@@ -146,6 +146,7 @@ export class Playground {
       Collapse: () => (this.dead.length ? broken() : hints.Collapse),
       Rescue: broken,
       top_k: () => {
+        if (this.dead.length && !this.rescued) return broken();
         const isFolded = sliders.offsetParent && !this.dock.classList.contains("moe-open");
         const next = isFolded ? hints.top_k.replace("move", "under “Sliders”, move") : hints.top_k;
         return `${{ true: hints.rescued, false: hints.nothing }[this.rescued] ?? ""} ${next}`.trim();
@@ -159,6 +160,7 @@ export class Playground {
         element: elements[name],
         text: () => (this.ended ? ended() : (said[name]?.() ?? hints[name])),
       })),
+      hints.last,
     );
     this.buttons.Healthy.addEventListener("click", () => this.hint(names.indexOf("Collapse")));
   }

@@ -235,7 +235,8 @@ export function panelsOf(manifest, values) {
   const drawn = edgeLines(manifest, edges, top, panel.marks.length);
   panel.marks.push(...drawn.marks);
   const mixture = isPublished ? values.model : `${values.model} with ${E} experts, top-${K}`;
-  const finding = `${mixture} over dense, ${width}×, on one ${values.machine}: ${words(width)}.`;
+  const subject = mixture[0].toUpperCase() + mixture.slice(1);
+  const finding = `${subject} over dense, ${width}×, on one ${values.machine}: ${words(width)}.`;
   const arrays = {
     ...drawn.arrays,
     [heat.z.slot]: ["f4", [ROWS, ROWS], z],
@@ -258,6 +259,8 @@ export function panelsOf(manifest, values) {
 function read(manifest, state) {
   const given = [...new URLSearchParams(state)];
   const values = { ...manifest.usual };
+  const { experts, top_k: K } = manifest.models[Object.fromEntries(given).model] ?? {};
+  if (experts) Object.assign(values, { num_experts: experts, top_k: K }); // where the address does not have others
   for (const [name, text] of given) {
     if (name in PLACE && Number(text) >= 1 && Number(text) <= PLACE[name]) {
       values[name] = Number(text);

@@ -89,19 +89,20 @@ export function panelsOf(manifest, outs, { bytes, layer, token: selected, pointe
   return { panels, arrays };
 }
 
-// In each layer, how many of the characters that repeat have one first expert: what a layer routes by.
-export function noticed({ layers }, out, bytes) {
+// In each layer, how many of the characters that repeat have one first expert, trained and untrained: all of them where a
+// layer routes by the character alone.
+export function noticed({ layers }, outs, bytes) {
   const places = new Map(); // byte -> where it stands
   bytes.forEach((byte, at) => {
     if (byte > 32 && byte < 127) places.set(byte, [...(places.get(byte) ?? []), at]);
   });
   const repeated = [...places.values()].filter(({ length }) => length > 1);
   if (!repeated.length) return "";
-  const firsts = (layer, all) => new Set(all.map((at) => rowOf(out.experts, layer, at)[0]));
-  const same = (layer) => repeated.filter((all) => firsts(layer, all).size === 1).length;
-  const [first, ...later] = range(layers).map(same);
-  const others = later.map((count, i) => `${count} in layer ${i + 1}`).join(", ");
-  return `Repeated characters with the same first expert each time: ${first} of ${repeated.length} in layer 0, ${others}.`;
+  const isOne = (out, layer) => (all) =>
+    new Set(all.map((at) => rowOf(out.experts, layer, at)[0])).size === 1;
+  const counts = range(layers).map((layer) => outs.map((out) => repeated.filter(isOne(out, layer)).length));
+  const said = counts.map(([trained, untrained], i) => `${trained} in layer ${i} (untrained ${untrained})`);
+  return `Of ${repeated.length} characters that repeat, so many have the same first expert each time: ${said.join(", ")}.`;
 }
 
 // The byte in the middle of the last of the longest words: there is something before it and after it.
@@ -255,7 +256,7 @@ class OwnText {
     );
     const [trained, untrained] = outs.map(({ surprise: { data } }) => data[count - 2]?.toFixed(2));
     const reading = count > 1 ? filled(words.surprise, { trained, untrained }) : "";
-    const notice = noticed(manifest, outs[0], bytes);
+    const notice = noticed(manifest, outs, bytes);
     const { slots, data } = pack(arrays);
     const seen = {
       count: made.panels.length,
@@ -268,6 +269,16 @@ class OwnText {
     this.hear({ frame: ++this.frame, colors: manifest.colors, panels, slots, words: seen }, [
       new DataView(data),
     ]);
+    if (isWhole) requestAnimationFrame(() => this.follow(token));
+  }
+  // Have the letter that is selected in sight, in texts longer than their places.
+  follow(token) {
+    for (const letter of this.place.home.querySelectorAll(`.moe-text [data-byte="${token}"]`)) {
+      const [text, { top, bottom }] = [letter.closest(".moe-text"), letter.getBoundingClientRect()];
+      const room = text.getBoundingClientRect();
+      if (top < room.top) text.scrollTop += top - room.top;
+      if (bottom > room.bottom) text.scrollTop += bottom - room.bottom + 4;
+    }
   }
   write(choose) {
     // a letter: one byte, or as many as its first one says

@@ -54,8 +54,8 @@ VIEWS = {  # pages of the site, each with the view of the page of this name
     "speedup": {
         "title": "When is an MoE faster?",
         "text": "A small batch uses few experts, so an MoE loads little. A middle one uses all: it loads more than a "
-        "narrower dense model. A large one takes long to compute, and an MoE computes less. As good as an MoE "
-        "of E experts, top-K: dense models mostly 1 to E/K times as wide as its active part "
+        "narrower dense model. A large one takes long to compute, and an MoE computes less. A dense "
+        "model as good as an MoE of E experts, top-K, is mostly 1 to E/K times as wide as its active part "
         "(<a href='notebooks/05_quality_at_equal_compute.html'>lesson 05</a>).",
         "picture": "_static/speedup.png",
         "alt": "A map: the width of the dense model from left to right, the batch size upwards, the speedup as colour",

@@ -12,7 +12,7 @@ from moe_lessons.training import Run
 MOST_PLACES = 256  # of a curve: more are not seen
 LOSS_WINDOW = 10  # steps over which the loss is averaged
 LOAD_WINDOW = 50  # and the load: over 20 an expert that soon comes back may look dead
-X_AXES = {"steps": "step", "FLOPs": "training FLOPs (B: 10⁹, T: 10¹²)", "seconds": "seconds of training"}
+X_AXES = {"steps": "step", "FLOPs": "training FLOPs (B: 10⁹)", "seconds": "seconds of training"}
 
 
 class History:

@@ -12,7 +12,7 @@ from moe_lessons.plots.theme import DENSE, model_inks, short_number
 
 ANSWER = "parameters", "FLOPs/token", "correct"  # the columns of `answer`
 WITH_DEAD = "Dead experts occupy memory for nothing. The MoE gets {right} right, {largest}, {other}."
-LONGEST, VALUE = 0.5, 0.54  # of a column: its longest bar, and where its numbers begin
+LONGEST, VALUE = 0.44, 0.48  # of a column: its longest bar, and where its numbers begin
 NUM_HELD_OUT, NUM_HELD_OUT_SEQUENCES = 256, 48  # to measure loss and accuracy on: points, or sequences of text
 SPOT = 5  # an ink
 LONGEST_END = 5  # letters that stand at the end of a line

@@ -149,8 +149,9 @@ function stopsOfStack(card, { x, y }) {
 
 // --- Line ---
 
-function legendOfLine(view, { name, ink, strong }) {
-  return name ? [[name, swatch(lineStyle(view, ink, strong))]] : [];
+function legendOfLine(view, { name, ink, strong, end }) {
+  const isNamed = ink < 0 && end; // an earlier run, at its end
+  return name && !isNamed ? [[name, swatch(lineStyle(view, ink, strong))]] : [];
 }
 
 function drawLine(card, { x, y, ink, strong, model, low, high }) {
@@ -244,13 +245,13 @@ function ringTokens(card, { x, y, selected }) {
   ring(view.pointed.token, "#000");
 }
 
-function stopsOfPoints(card, { x, y, symbol, tokens, named }) {
+function stopsOfPoints(card, { x, y, symbol, tokens, named, selected }) {
   if (!tokens) return undefined;
   const tell = (token) => {
     const name = named[symbol?.[token] ? 1 : 0];
     return { token, title: `Token ${token}`, rows: name ? [[null, name, ""]] : [] };
   };
-  return { ...points(card, x, y, Math.hypot, 12), noun: "tokens", isExact: true, tell };
+  return { ...points(card, x, y, Math.hypot, 12), noun: "tokens", isExact: true, tell, start: selected };
 }
 
 // --- Spots ---

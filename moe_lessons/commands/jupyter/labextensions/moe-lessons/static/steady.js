@@ -77,19 +77,20 @@ function isThere(area, since) {
 async function show(book, cell) {
   const area = cell.node.querySelector(".jp-Cell-outputArea");
   const find = () => cell.node.querySelector(PICTURE)?.closest(".moe-held, .jp-Cell-outputArea");
-  let isLeft = false;
-  const leave = () => (isLeft = true);
+  const left = new AbortController();
+  const { signal } = left;
   for (const kind of ["wheel", "pointerdown", "keydown"])
-    book.node.addEventListener(kind, leave, { once: true, capture: true });
+    book.node.addEventListener(kind, () => left.abort(), { signal, capture: true });
   const since = performance.now();
   await book.scrollToItem(book.widgets.indexOf(cell), find() ? "smart" : "center", 0).catch(() => {});
   const keep = () => {
     const found = find();
-    if (isLeft || !found) return;
+    if (signal.aborted || !found) return left.abort();
     const { top, bottom } = found.getBoundingClientRect();
     const room = book.outerNode.getBoundingClientRect();
     if (top < room.top || bottom > room.bottom) book.outerNode.scrollBy(0, top - room.top);
     if (performance.now() - since < PATIENCE && !isThere(area, 0)) setTimeout(keep, LOOK);
+    else left.abort();
   };
   keep();
 }
