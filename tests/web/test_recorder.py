@@ -44,6 +44,7 @@ def decode(path: Path) -> tuple[dict, list[recorder.Shown]]:
 def test_a_recording_has_what_the_view_shows_at_each_step(tmp_path, monkeypatch):
     for owner, name in ((LiveCanvas, "show"), (LiveRun, "play"), (Picture, "_repr_mimebundle_")):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # given back at the end
+    monkeypatch.setenv("MOE_LESSONS_STATIC", "1")  # as where it records, whatever event loop a test before has left
     monkeypatch.setattr(recorder, "RECORDINGS", tmp_path)
     recorder.watch("07_expert_collapse.ipynb", ["07-CollapseLab-2"])
     other = CollapseLab(seed=1, play=2)
