@@ -62,7 +62,7 @@ function askChoice(model, why) {
   const show = (given) => {
     inputs.forEach((input, i) => (input.checked = options[i][0] === given));
     const [, words, isRight] = options.find(([text]) => text === given) ?? [];
-    if (given !== null && !words) why.textContent = "What happened follows below."; // a prediction
+    if (given !== null && !words) why.textContent = "What happened follows in the next cells."; // a prediction
     if (!words) return;
     why.dataset.right = isRight;
     why.replaceChildren(make("b", "", isRight ? "✔ Right. " : "✘ Not so. "), ...spans(words));

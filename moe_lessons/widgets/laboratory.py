@@ -20,6 +20,7 @@ from moe_lessons.widgets.live import LiveRun
 from moe_lessons.widgets.spec import HEADINGS, Spec, State
 
 MOST = 10**9  # of what is counted
+AGAIN = 3  # CPU seconds of training
 AFRESH = "undo"  # the icon of what starts afresh
 AFRESH_SIGN = f'<i class="fa fa-{AFRESH}" aria-hidden="true"></i>'
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -182,10 +183,11 @@ class Lab(LiveRun):
             self.play_as_at_first()
 
     def release(self) -> None:
-        """See `LiveRun`. What has trained unseen to its end, since a cell waited for it, trains again."""
+        """See `LiveRun`. What has trained unseen to its end, since a cell waited for it, trains again, if that takes no
+        longer than `AGAIN`."""
 
         def begin() -> None:
-            if self.running:
+            if self.running or self.loop.cost["training"] > AGAIN:
                 return
             if self.step:
                 self.apply({}, restart=True)

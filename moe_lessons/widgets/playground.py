@@ -31,7 +31,7 @@ FRONT = {"territory": 6, "route": 6, "answer": 12, "loss": 12}  # what is shown 
 FRONT_CONTROLS = "num_experts", "top_k", "noise_std", "router_aux_loss_coef"
 PLANE_PANELS = (*FRONT, "heatmap", "load", "film", "cost")
 FRONT_TOKEN = 23  # with seed 0 its probabilities are apart: one sees which experts are chosen, and both count
-PACE = 25  # steps a second of its first training: one sees how it learns
+PACE, FEW_PACE = 25, 40  # steps a second of its first training, with all panels and with few: one sees how it learns
 # what the buttons of these names set: without an auxiliary loss some experts die, a strong one revives them
 COLLAPSE, RESCUE = {"router_aux_loss_coef": 0.0}, {"router_aux_loss_coef": 1.0}
 PRESET_LABELS = {"collapse": "top-1 collapse", "rescued": "top-1 rescue"}  # the buttons Collapse and Rescue set others
@@ -53,7 +53,8 @@ class Playground(Lab):
     `points` of your own, which 'Draw points' draws in the territory.
     block: your own mixture of experts (a class; see `training.plane_model` for what it must have).
     Without panels and controls of your own it begins with what explains most; 'More' shows the rest. Until a control or
-    button is touched, such a one trains what `play` asks for at 25 steps a second, and again where one starts it.
+    button is touched, such a one trains what `play` asks for at 25 steps a second, another at 40, and again where one
+    starts it.
     controls: which there are, by name; with fewer than all there are no buttons of presets.
     panels, play, max_steps: see `LiveRun`. seed: of the task, the models, the data and the noise.
     device: "cpu", "cuda", "cuda:1", or "auto": a GPU where there is one.
@@ -76,7 +77,7 @@ class Playground(Lab):
         self._block_idle: dict[str, str] = {}  # of a block of your own, once it is made: what it has no use for
         values = {"preset": preset, "block": block, "seed": seed, "panels": panels, "controls": controls}
         self.is_front = controls is None and panels == PLANE_PANELS
-        self.pace = PACE if self.is_front else None
+        self.pace = PACE if self.is_front else FEW_PACE
         values |= {"device": device, "token": FRONT_TOKEN if self.is_front else 0, "mute": "none", "classes": "shown"}
         values |= setting | {"pen": "off"}
         self._rest: list[W.Widget] = []  # that only 'More' shows

@@ -105,7 +105,7 @@ def test_a_prediction_is_chosen_typed_and_drawn_by_mouse_key_and_finger_and_comp
     said = book.run_cell(4)
     assert "As you predicted: some." in said and "4.7 times" in said and "Your curve is" in said
     asked = [cell(place).locator(".moe-why").text_content() for place in (1, 2, 3)]  # what was chosen, and no more
-    assert asked == ["What happened follows below.", "Your prediction: 20 GB", "This is your prediction."]
+    assert asked == ["What happened follows in the next cells.", "Your prediction: 20 GB", "This is your prediction."]
 
 
 def test_a_quiz_says_what_each_answer_is_by_mouse_and_by_key(book, cell, wait_kept):

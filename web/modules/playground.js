@@ -140,7 +140,10 @@ export class Playground {
     const names = Object.keys(elements).filter((name) => name in hints);
     const broken = () => {
       if (this.values.top_k === this.values.num_experts) return hints.all;
-      return this.dead.length ? filled(hints.dead, { names: listed(this.dead) }) : hints.Rescue;
+      const { num_experts: E, top_k: K } = this.settings.preset("healthy");
+      const isUsual = this.values.num_experts === E && this.values.top_k === K; // as in lesson 00, which measures it
+      const said = { names: listed(this.dead), hardly: isUsual ? `${hints.hardly} ` : "" };
+      return this.dead.length ? filled(hints.dead, said) : hints.Rescue;
     };
     const said = {
       Collapse: () => (this.dead.length ? broken() : hints.Collapse),

@@ -160,6 +160,8 @@ def answer(view) -> Panel:
     if first == largest:
         caption = f"The MoE is {percents[0]} right: stores {stores} and computes {computes} {first} ({percents[1]}), "
         caption += "both baselines in one, as top-k = E."
+        if view.main_run.num_experts == [1]:
+            caption += " They differ in their initial weights alone."
     if view.dead:
         said = {"right": percents[0], "largest": largest, "other": percents[-1]}
         caption = WITH_DEAD.format(**said)

@@ -61,7 +61,7 @@ async function photograph(view, style) {
   const canvas = Object.assign(make("canvas"), { width: wide, height: high });
   canvas.getContext("2d").drawImage(image, 0, 0);
   const data = { [PNG]: canvas.toDataURL().split(",")[1] };
-  view.still = { data, metadata: { [PNG]: { alt } }, isAnswered: true };
+  view.still = { data, metadata: { [PNG]: { alt, is_dark: view.isDark } }, isAnswered: true };
   view.photographed = shown;
 }
 

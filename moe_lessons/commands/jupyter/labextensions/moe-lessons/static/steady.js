@@ -115,7 +115,8 @@ function isInSight(book, element) {
   return top < room.bottom && bottom > room.top;
 }
 
-// A PNG with what its metadata say: `alt`, and `dark`, the same in dark colours (custom.css shows one of them).
+// A PNG with what its metadata say: `alt`; `dark`, the same in dark colours (custom.css shows one of them); or `is_dark`,
+// that it was drawn so.
 function withMetadata(factory) {
   const createRenderer = (options) => {
     const widget = factory.createRenderer(options);
@@ -123,8 +124,9 @@ function withMetadata(factory) {
     widget.renderModel = async (model) => {
       await render(model);
       const image = widget.node.querySelector("img");
-      const { alt, dark } = model.metadata[PNG] ?? {};
+      const { alt, dark, is_dark: isDark } = model.metadata[PNG] ?? {};
       image.alt = alt ?? "";
+      image.classList.toggle("moe-of-dark", Boolean(isDark)); // a still of a live view
       if (!dark) return;
       image.after(
         Object.assign(image.cloneNode(), { src: `data:${PNG};base64,${dark}`, className: "moe-dark" }),
