@@ -519,9 +519,10 @@ def test_it_begins_within_a_word_breaks_none_and_says_which_letter_has_most_firs
         many = firsts.size() > 1
         counts.append((many & (firsts.nunique() == 1)).groupby("layer").sum())
     assert counts[0][0] > max(counts[0][1:])
-    said = [f"{one} in layer {layer} (untrained {other})" for layer, (one, other) in enumerate(zip(*counts))]
-    start = f"Of {many[0].sum()} characters that repeat, so many have the same first expert each time"
-    expect(own.page.locator(".moe-words")).to_have_text(f"{start}: {', '.join(said)}.")
+    first, *later = (f"{one} (untrained: {other})" for one, other in zip(*counts))
+    said = f"In layer 0, {first} of {many[0].sum()} repeated characters have the same first expert each time; "
+    said += "; ".join(f"in layer {layer}, {count}" for layer, count in enumerate(later, 1))
+    expect(own.page.locator(".moe-words")).to_have_text(f"{said}.")
     lines = "words => words.map(word => new Set([...word.children].map(letter => letter.offsetTop)).size)"
     assert set(own.page.locator(".moe-word").evaluate_all(lines)) == {1}
     block = own.page.locator("figure", has_text="through the block").locator("canvas").bounding_box()

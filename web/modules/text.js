@@ -101,8 +101,9 @@ export function noticed({ layers }, outs, bytes) {
   const isOne = (out, layer) => (all) =>
     new Set(all.map((at) => rowOf(out.experts, layer, at)[0])).size === 1;
   const counts = range(layers).map((layer) => outs.map((out) => repeated.filter(isOne(out, layer)).length));
-  const said = counts.map(([trained, untrained], i) => `${trained} in layer ${i} (untrained ${untrained})`);
-  return `Of ${repeated.length} characters that repeat, so many have the same first expert each time: ${said.join(", ")}.`;
+  const [first, ...later] = counts.map(([trained, untrained]) => `${trained} (untrained: ${untrained})`);
+  const others = later.map((said, i) => `in layer ${i + 1}, ${said}`).join("; ");
+  return `In layer 0, ${first} of ${repeated.length} repeated characters have the same first expert each time; ${others}.`;
 }
 
 // The byte in the middle of the last of the longest words: there is something before it and after it.
