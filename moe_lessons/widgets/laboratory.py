@@ -21,6 +21,7 @@ from moe_lessons.widgets.spec import HEADINGS, Spec, State
 
 MOST = 10**9  # of what is counted
 AGAIN = 3  # CPU seconds of training
+FEW_PACE = 40  # steps a second of a first training with few panels: one sees how it begins
 AFRESH = "undo"  # the icon of what starts afresh
 AFRESH_SIGN = f'<i class="fa fa-{AFRESH}" aria-hidden="true"></i>'
 NOTHING: Mapping[str, Any] = MappingProxyType({})

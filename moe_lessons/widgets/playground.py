@@ -21,7 +21,7 @@ from moe_lessons.training.as_pytorch import as_pytorch
 from moe_lessons.training.knobs import KNOBS, idle_knobs, idle_with
 from moe_lessons.training.settings import NUM_CLASSES, PLANE_ROUTERS, ROUTER_STARTS
 from moe_lessons.widgets.controls import TIPS, control
-from moe_lessons.widgets.laboratory import AFRESH, AFRESH_SIGN, Lab, names_of
+from moe_lessons.widgets.laboratory import AFRESH, AFRESH_SIGN, FEW_PACE, Lab, names_of
 from moe_lessons.widgets.plane_readings import route
 from moe_lessons.widgets.spec import Spec
 
@@ -31,7 +31,7 @@ FRONT = {"territory": 6, "route": 6, "answer": 12, "loss": 12}  # what is shown 
 FRONT_CONTROLS = "num_experts", "top_k", "noise_std", "router_aux_loss_coef"
 PLANE_PANELS = (*FRONT, "heatmap", "load", "film", "cost")
 FRONT_TOKEN = 23  # with seed 0 its probabilities are apart: one sees which experts are chosen, and both count
-PACE, FEW_PACE = 25, 40  # steps a second of its first training, with all panels and with few: one sees how it learns
+PACE = 25  # steps a second of its first training with all panels: one sees how it learns
 # what the buttons of these names set: without an auxiliary loss some experts die, a strong one revives them
 COLLAPSE, RESCUE = {"router_aux_loss_coef": 0.0}, {"router_aux_loss_coef": 1.0}
 PRESET_LABELS = {"collapse": "top-1 collapse", "rescued": "top-1 rescue"}  # the buttons Collapse and Rescue set others

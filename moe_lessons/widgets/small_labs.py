@@ -17,7 +17,7 @@ from moe_lessons.tasks.facts import NUMBER_DIGITS
 from moe_lessons.training import PRESETS, Run, facts_runs, race_runs, step_together
 from moe_lessons.training.settings import FACTS_LR
 from moe_lessons.widgets.controls import TIPS
-from moe_lessons.widgets.laboratory import Lab
+from moe_lessons.widgets.laboratory import FEW_PACE, Lab
 from moe_lessons.widgets.spec import Spec
 
 READ_EVERY, NUM_READ = 25, 192  # steps of the largest model between two readings of a race, and sequences of one
@@ -55,7 +55,7 @@ class CollapseLab(Lab):
     CollapseLab('router only', gradient='own tokens', seed=3)
     """
 
-    pace = 40
+    pace = FEW_PACE
 
     def __init__(
         self, learns: str = "all", *, gradient: str = "both terms", seed: int = 0, play: int = 0, max_steps: int = 300,

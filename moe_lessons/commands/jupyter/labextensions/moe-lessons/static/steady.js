@@ -1,7 +1,7 @@
 // What is seen stays where it is while cells start: JupyterLab takes the picture or question of an earlier run away at once,
-// and goes to the next cell, or to the last one. What is said of a hidden result stays hidden until its cell has shown something. A
-// still has its description and, in a dark theme, its dark version. An extension of JupyterLab, written by hand, for `lab`
-// in moe_lessons/commands/lab.py.
+// and goes to the next cell, or to the last one. What is said of a hidden result stays hidden until its cell has shown
+// something. A still has its description and, in a dark theme, its dark version. An extension of JupyterLab, written by
+// hand, for `lab` in moe_lessons/commands/lab.py.
 
 const PICTURE = ".moe-canvas, .jp-OutputArea-output img";
 const QUESTION = ".moe-question, .jp-RenderedMarkdown > p:first-child > strong:first-child"; // live, and as it is stored
