@@ -375,15 +375,6 @@ def test_one_line_shows_a_state_in_another_document(visit, serve, tmp_path):
     assert frame.locator("#moe-seed").input_value() == "1" and frame.locator("#moe-task").input_value() == "voronoi"
 
 
-def test_on_a_phone_more_brings_what_it_opens_into_sight_and_less_goes_back(visit):
-    own = visit(view="index", is_mobile=True, **PHONE)
-    own.canvas.wait_for()
-    own.button("More").click()
-    expect(own.button("+50")).to_be_in_viewport()
-    own.button("Less").click()
-    own.page.wait_for_function("scrollY === 0")
-
-
 def test_a_real_mixture_with_as_many_experts_is_compared_with_dense_models_at_once(visit):
     own, about = visit().ready(), ".moe-faster p"
     roof = machine_for(machines().loc["NVIDIA H200 SXM"], "fp8")

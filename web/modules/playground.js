@@ -104,8 +104,6 @@ export class Playground {
         const isMore = this.rest[0].hidden;
         if (isMore) this.from = scrollY;
         for (const element of this.rest) element.hidden = !isMore;
-        const isFar = this.hint && getComputedStyle(this.dock).position === "sticky"; // on a phone
-        if (isMore && isFar) this.rest[0].scrollIntoView({ block: "center" });
         this.buttons.More.setAttribute("aria-expanded", isMore);
         this.buttons.More.textContent = isMore ? "Less" : "More";
         if (!isMore) scrollTo(0, Math.min(this.from, scrollY));
