@@ -53,6 +53,7 @@ $(BIN)/python:
 $(RUNTIME): pyproject.toml | $(BIN)/python
 	@echo "Installing the course into $(VENV) (once; PyTorch is large) …"
 	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e .
+	@$(BIN)/jupyter trust notebooks/*.ipynb >/dev/null 2>&1 || true # their live views come back after a reload
 	@touch $@
 
 $(DEV): pyproject.toml tools/package-lock.json $(RUNTIME)

@@ -37,7 +37,7 @@ class PlaneSweep:
 COLLAPSE = PRESETS["collapse"]
 COEFFICIENTS = [("auxiliary loss", coefficient) for coefficient in (0.0, 0.03, 0.1, 0.3, 1.0, 10.0)]
 TRIED = {
-    "nothing": [None],
+    "no balancing": [None],
     "Gaussian noise": (0.3, 1.0, 3.0, 10.0),
     "learned noise": [None],
     "jitter": (0.01, 0.1, 0.3, 1.0),

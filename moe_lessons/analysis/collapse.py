@@ -215,7 +215,7 @@ def tile_setting(name: str, base: PlaneSetting, values: dict[str, Any]) -> Plane
     methods = [check_choice("method", method, BALANCING_METHODS) for method, _ in parts]
     strengths = {STRENGTHS[method]: strength for method, strength in parts if method in STRENGTHS}
     strengths = {knob: values[knob] if strength is None else strength for knob, strength in strengths.items()}
-    if len(set(methods)) < len(methods) or ("nothing" in methods and len(methods) > 1):
+    if len(set(methods)) < len(methods) or ("no balancing" in methods and len(methods) > 1):
         raise ValueError(f"methods in one tile must be different ones, got {name!r}")
     try:
         balancing_setting(*methods)

@@ -68,7 +68,7 @@ def _seed_band(ax: Axes, x, seeds, line: str, label: str, ink: int = 0) -> None:
 
 def strength_multiples(found: Mapping[str, pd.DataFrame], used: Mapping[tuple, str]) -> style.LessonFigure:
     """Draw a picture for each method that has strengths: over these, how many of 8 experts are dead at the last step,
-    the mean and the range of the seeds, a line for each of `found` by its name. Dashed: the first of them with nothing.
+    the mean and the range of the seeds, a line for each of `found` by its name. Dashed: without balancing, of the first.
 
     found: name -> `load_plane_sweep`; used: (method, strength) -> who has published that they use it."""
     ends = {name: frame[frame.step == frame.step.max()] for name, frame in found.items()}
@@ -83,8 +83,8 @@ def strength_multiples(found: Mapping[str, pd.DataFrame], used: Mapping[tuple, s
         lines = {name: frame.pivot_table(index=["method", "strength"], columns="seed", values="dead")
                  for name, frame in ends.items()}  # fmt: skip
         draw_strengths(ax, {name: line.loc[method] for name, line in lines.items()})
-        nothing = first[first.method == "nothing"].dead.mean()
-        ax.axhline(nothing, ls="--", lw=1, color=LIGHT.muted, label="nothing")
+        unbalanced = first[first.method == "no balancing"].dead.mean()
+        ax.axhline(unbalanced, ls="--", lw=1, color=LIGHT.muted, label="no balancing")
         dress(ax, f"{method}: dead of 8")
         ax.set_xticks(range(len(ticks)), ticks)
     for ax in axes.flat[len(methods) :]:

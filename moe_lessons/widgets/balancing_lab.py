@@ -50,7 +50,7 @@ class BalancingLab(Lab):
     settings: fields of `training.PlaneSetting`: strengths of methods, or of the collapse, such as task="uneven".
     play, max_steps: see `LiveRun`. device: see `Playground`.
 
-    >>> BalancingLab(("nothing", "auxiliary loss"), seeds=2, router_aux_loss_coef=0.3)
+    >>> BalancingLab(("no balancing", "auxiliary loss"), seeds=2, router_aux_loss_coef=0.3)
     BalancingLab(('nothing', 'auxiliary loss'), seeds=2, router_aux_loss_coef=0.3)
     """
 
@@ -162,7 +162,7 @@ class BalancingLab(Lab):
         reading = tile.readings[-1]
         first = f"{_range(reading.dead, 1)} dead · {percent(reading.accuracy.mean())} accuracy"
         noisy = [f"with noise: {tile.recent('dead_experts'):.1f} dead"] if tile.is_noisy and tile.step else []
-        return f"{first}\n{' · '.join(noisy + _unserved(tile)[:1])}" if tile.step else first
+        return f"{first}\n{' · '.join(noisy + _unserved(tile)[:1])}"
 
     def words(self) -> str:
         if self.step == 0 and not self.behind:
@@ -194,7 +194,7 @@ class BalancingLab(Lab):
 
     def rows(self) -> list[W.Widget]:
         self.inputs["methods"] = CheckBoxes("methods", [*dict.fromkeys((*BALANCING_METHODS, *self.tiles))], _what)
-        single = tuple(name for name in BALANCING_METHODS if name != "nothing")
+        single = tuple(name for name in BALANCING_METHODS if name != "no balancing")
         style = {"layout": W.Layout(width="180px"), "style": {"description_width": "30px"}}
         first, second = "A tile with this method …", "… and this one; or alone, as strong as its slider says now"
         self._first = W.Dropdown(value="auxiliary loss", options=single, description="Add", tooltip=first, **style)

@@ -305,8 +305,8 @@ def edge_words(found: tuple[float, float] | None, at: Callable[[np.ndarray], np.
     if len(others) == 1:
         return f"{first}, {others[0]} above"
     between, above = others
-    if below == above and end != "1.0":
-        return f"{below} below batch size {lower} and above {upper}, {between} between"
+    if below == above:
+        return f"{first} and above {upper}, {between} between"
     return f"{first}, {between} up to {upper}, {above} above"
 
 

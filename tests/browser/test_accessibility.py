@@ -4,7 +4,7 @@ VIEWS = (
     "from moe_lessons.course import *\nfrom moe_lessons.hub import ConfigCalculator\n"
     "from moe_lessons.widgets import *\nimport pandas",
     "Playground(play=5)",
-    "BalancingLab(('nothing', 'auxiliary loss'), seeds=1, play=3)",
+    "BalancingLab(('no balancing', 'auxiliary loss'), seeds=1, play=3)",
     "RoutingLab(('code', 'greek'), num_layers=2, d_model=16, num_heads=2, batch_size=4, play=3)",
     "CollapseLab(play=3)",
     "FactsLab(play=2)",

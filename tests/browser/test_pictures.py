@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 SOURCES = (
     "from moe_lessons.widgets import *",
     "playground = Playground(play=60)\nplayground.show_more()\nplayground",
-    "BalancingLab(('nothing', 'auxiliary loss'), seeds=2, play=10)",
+    "BalancingLab(('no balancing', 'auxiliary loss'), seeds=2, play=10)",
     "FactsLab(4, num_entries=8, lr=0.01)",
 )
 

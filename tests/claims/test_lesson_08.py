@@ -113,7 +113,7 @@ def test_three_methods_keep_every_expert(steps):
 @pytest.mark.claim("the-others-lose-about-as-many-as-nothing")
 @pytest.mark.parametrize("steps", [100, 300])
 def test_the_others_lose_about_as_many_as_nothing(steps):
-    alone = dead(trained_by("nothing", steps))
+    alone = dead(trained_by("no balancing", steps))
     assert alone.mean() > 2.3  # of eight
     for name in NOISE_JITTER_Z_CAPACITY:
         assert dead(trained_by(name, steps)).mean() > alone.mean() - 0.9, name
@@ -124,11 +124,11 @@ def test_the_others_lose_about_as_many_as_nothing(steps):
 @pytest.mark.claim("balance-buys-no-accuracy-on-this-collapse")
 @pytest.mark.parametrize("steps", [100, 300])
 def test_balance_buys_no_accuracy_on_this_collapse(steps):
-    alone = accuracies(trained_by("nothing", steps))
+    alone = accuracies(trained_by("no balancing", steps))
     for name in ("auxiliary loss", "bias update"):
         assert abs((accuracies(trained_by(name, steps)) - alone).mean()) < 0.03, name
     plain, chosen, capped = (
-        accuracies(trained_by(name, steps, MOST)) for name in ("nothing", "expert choice", "capacity")
+        accuracies(trained_by(name, steps, MOST)) for name in ("no balancing", "expert choice", "capacity")
     )
     lost = plain - chosen
     assert 0.02 < lost.mean() < 0.06 and lost.mean() > 2 * lost.std(ddof=1) / len(MOST) ** 0.5
@@ -139,7 +139,7 @@ def test_balance_buys_no_accuracy_on_this_collapse(steps):
 @pytest.mark.parametrize("std", [1.0, 5.0])
 def test_noise_from_the_start_does_not_help(std):
     band = trained(replace(COLLAPSE, noise_std=std))
-    assert dead(band).mean() > dead(trained_by("nothing")).mean() - 0.9
+    assert dead(band).mean() > dead(trained_by("no balancing")).mean() - 0.9
 
 
 @pytest.mark.claim("noise-alone-does-not-revive")
@@ -155,12 +155,12 @@ def test_noise_alone_does_not_revive():
 
 @pytest.mark.claim("top-2-loses-fewer-and-doubles-the-flops")
 def test_top_2_loses_fewer_and_doubles_the_flops():
-    prevented, alone = dead(trained_by("top-2")), dead(trained_by("nothing"))
+    prevented, alone = dead(trained_by("top-2")), dead(trained_by("no balancing"))
     assert prevented.mean() < alone.mean() - 0.5
     assert (prevented >= 1).mean() > 0.5  # some, in most runs
-    blocks = {name: plane_model(balancing_setting(name))[0].block for name in ("nothing", "top-2")}
+    blocks = {name: plane_model(balancing_setting(name))[0].block for name in ("no balancing", "top-2")}
     flops = {name: flops_per_token(block) - 2 * block.router.weight.numel() for name, block in blocks.items()}
-    assert flops["top-2"] == 2 * flops["nothing"]
+    assert flops["top-2"] == 2 * flops["no balancing"]
 
 
 @pytest.mark.claim("capacity-charges-for-a-collapse")
@@ -193,14 +193,14 @@ def stored(name: str, measure: str = "dead") -> pd.DataFrame:
 @pytest.mark.parametrize("name", ["strengths", "strengths_collapsed"])
 def test_strength_decides_for_those_that_feed_the_load_back(name):
     dead = stored(name)
-    alone = dead.loc["nothing", 0]
+    alone = dead.loc["no balancing", 0]
     for method in ("Gaussian noise", "jitter", "capacity", "z-loss"):  # at no strength, in the end
         assert dead.loc[method][1200].min() > alone[1200] - 0.9, method
     assert dead.loc["z-loss", 1.0][1200] > alone[1200] + 1  # more die
     assert (dead.loc["auxiliary loss", 0.01] > alone - 0.9).all()  # at every step
     assert dead.loc["auxiliary loss"].loc[0.1:][1200].max() < 0.7
     accuracy = stored(name, "accuracy")[1200]
-    assert accuracy["auxiliary loss", 10.0] < accuracy["nothing", 0] - 0.02
+    assert accuracy["auxiliary loss", 10.0] < accuracy["no balancing", 0] - 0.02
     assert dead.loc["bias update", 0.01][100] < 0.7 and dead.loc["bias update", 1.0][1200] > alone[1200] + 1
     assert 0.3 < dead.loc["bias update", 0.1][1200] < 1.7  # about one
     assert dead.loc["bias update", 0.001][300] > 1.2 and dead.loc["bias update", 0.001][1200] < 0.7
@@ -209,7 +209,7 @@ def test_strength_decides_for_those_that_feed_the_load_back(name):
 
 @pytest.mark.claim("at-other-strengths-the-others-still-lose-experts")
 def test_at_other_strengths_the_others_still_lose_experts():
-    alone = dead(trained_by("nothing")).mean()
+    alone = dead(trained_by("no balancing")).mean()
     for name, fields in {
         "auxiliary loss": {"router_aux_loss_coef": 0.01},
         "z-loss": {"router_z_loss_coef": 0.1},
@@ -272,7 +272,7 @@ def test_a_random_draw_hardly_balances():
     for router in band.model.block.router.routers:
         router.register_forward_hook(draw_some)
     torch.manual_seed(SEEDS[0])
-    assert dead(on(band, 300)).mean() > dead(trained_by("nothing")).mean() - 0.9
+    assert dead(on(band, 300)).mean() > dead(trained_by("no balancing")).mean() - 0.9
 
 
 @pytest.mark.claim("expert-choice-leaves-tokens-out")
@@ -313,7 +313,7 @@ def on_text(seed: int) -> dict[str, Run]:
     text, runs = TextTask(), {}
     for router, knobs in {
         "top-k": {
-            "nothing": {},
+            "no balancing": {},
             "noise": {"noise_std": 1.0},
             "auxiliary loss": {"router_aux_loss_coef": 0.1},
             "too much": {"router_aux_loss_coef": 1.0},
@@ -338,12 +338,12 @@ def test_a_language_model_collapses_and_is_cured_alike(seed):
     dead = {name: dead_on_text(run) for name, run in runs.items()}
     at_start = dead_on_text(language_run(runs["top-k"].task, "top-k", seed))
     assert at_start < 32 / 3 < min(dead["top-k"], dead["sigmoid"])
-    assert min(dead["nothing"], dead["noise"]) > 32 / 3
+    assert min(dead["no balancing"], dead["noise"]) > 32 / 3
     for name in ("auxiliary loss", "bias update", "too much"):  # most are back
-        assert dead[name] < dead["nothing"] / 2, name
+        assert dead[name] < dead["no balancing"] / 2, name
     assert dead["bias update"] < dead["sigmoid alone"] / 2 and dead["sigmoid alone"] > 32 / 4
     losses = {name: run.evaluate(48)["loss"] for name, run in runs.items()}  # on held-out text
-    assert -0.05 < losses["auxiliary loss"] - losses["nothing"] < 0.35  # seeds 0 to 2: .08, .14, .22
+    assert -0.05 < losses["auxiliary loss"] - losses["no balancing"] < 0.35  # seeds 0 to 2: .08, .14, .22
     assert losses["too much"] > losses["auxiliary loss"] + 0.03
     assert 0.05 < losses["bias update"] - losses["sigmoid alone"] < 0.3  # seeds 0 to 2: .13, .11, .24
     ends = last_of("source_dead")  # of top-2, after 1,000 steps

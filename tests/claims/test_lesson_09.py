@@ -135,7 +135,7 @@ def test_the_busiest_device_and_the_drops():
     """With each expert on its own device, a layer takes max over mean times as long as with an even load."""
     waits, in_steps = {}, {}
     for name, options, knobs in (
-        ("nothing", {}, ()),
+        ("no balancing", {}, ()),
         ("auxiliary loss", {}, AUXILIARY),
         ("sigmoid alone", {"router": "sigmoid"}, ()),
         ("bias update", {"router": "sigmoid"}, (("expert_bias_rate", 0.01),)),
@@ -143,9 +143,9 @@ def test_the_busiest_device_and_the_drops():
         read = [read_at_once(on_sentences(seed, knobs=knobs, **options))[1] for seed in seeds(3)]
         waits[name] = np.mean([balance_by_layer(routings).max_over_mean.mean() for routings in read])
         in_steps[name] = np.mean([busiest_in_a_step(routing) for routings in read for routing in routings])
-    assert waits["sigmoid alone"] > 0.85 * waits["nothing"]
+    assert waits["sigmoid alone"] > 0.85 * waits["no balancing"]
     for name in ("auxiliary loss", "bias update"):
-        left, in_a_step = ((wait[name] - 1) / (wait["nothing"] - 1) for wait in (waits, in_steps))
+        left, in_a_step = ((wait[name] - 1) / (wait["no balancing"] - 1) for wait in (waits, in_steps))
         assert left < 0.5 and left < in_a_step - 0.04 < 1, (waits, in_steps)
     at_once, together = [], []  # the shares that are dropped
     for model in [on_sentences(seed, knobs=AUXILIARY, capacity_factor=1.25) for seed in seeds(3)]:
@@ -165,8 +165,9 @@ def test_most_methods_cost_no_compute():
     blocks = {name: plane_model(balancing_setting(name))[0].block for name in BALANCING_METHODS}
     flops = {name: flops_per_token(block) for name, block in blocks.items()}
     more = {name: count_parameters(block).total for name, block in blocks.items()}
-    assert {name for name in BALANCING_METHODS if flops[name] > flops["nothing"]} == {"top-2", "learned noise"}
-    assert more["learned noise"] - more["nothing"] == blocks["nothing"].router.weight.numel()  # a second router
+    assert {name for name in BALANCING_METHODS if flops[name] > flops["no balancing"]} == {"top-2", "learned noise"}
+    second = blocks["no balancing"].router.weight.numel()  # router
+    assert more["learned noise"] - more["no balancing"] == second
     blocks["capacity"].capacity_factor = BALANCING_METHODS["capacity"]["capacity_factor"]
     sees = {name for name, block in blocks.items() if my_leaks_future(OutputOnly(block), torch.randn(32, 16))}
     assert sees == {"capacity", "expert choice"}

@@ -18,7 +18,7 @@ TEXT = {"d_model": 16, "num_heads": 2, "num_layers": 2, "d_ff": 8, "num_experts"
 LABS = {
     "Playground": Playground,
     "RoutingLab": lambda task=("code", "json"), **own: RoutingLab(task, **TEXT | {"panels": ("loss", "domains")} | own),
-    "BalancingLab": lambda methods=("nothing", "z-loss"), **own: BalancingLab(methods, **{"seeds": 1} | own),
+    "BalancingLab": lambda methods=("no balancing", "z-loss"), **own: BalancingLab(methods, **{"seeds": 1} | own),
     "CollapseLab": CollapseLab,
     "FactsLab": lambda num_experts=4, **own: FactsLab(num_experts, **{"num_entries": 250} | own),
 }

@@ -136,7 +136,7 @@ def test_a_step_waits_at_most_twice():
 LABS = {
     "playground": lambda: Playground(device="second"),
     "routing": lambda: RoutingLab("json", num_layers=1, d_model=16, num_heads=2, batch_size=4, device="second"),
-    "balancing": lambda: BalancingLab(("nothing", "bias update"), seeds=2, device="second"),
+    "balancing": lambda: BalancingLab(("no balancing", "bias update"), seeds=2, device="second"),
     "collapse": lambda: CollapseLab(device="second"),
     "facts": lambda: FactsLab(4, num_entries=8, device="second"),
     "race": lambda: RaceLab(device="second"),

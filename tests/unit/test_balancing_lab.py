@@ -11,7 +11,7 @@ from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets import BalancingLab
 from moe_lessons.widgets.balancing_lab import ALONE
 
-TWO = ("nothing", "auxiliary loss")
+TWO = ("no balancing", "auxiliary loss")
 PAIR = "auxiliary loss + capacity"
 
 
@@ -28,7 +28,7 @@ async def add(lab: BalancingLab, first: str, second: str) -> None:
 
 @pytest.fixture(scope="module")
 def lab() -> BalancingLab:
-    made = BalancingLab(("nothing", "Gaussian noise", "capacity", "auxiliary loss", "expert choice"), seeds=2)
+    made = BalancingLab(("no balancing", "Gaussian noise", "capacity", "auxiliary loss", "expert choice"), seeds=2)
     made.advance(45)
     return made
 
@@ -50,9 +50,9 @@ async def test_a_pair_has_both_methods_and_a_strength_of_its_own_stays():
 def test_methods_can_start_late_from_one_collapse():
     lab = BalancingLab(TWO, seeds=1, apply_from=6)
     lab.advance(3)
-    assert lab.tiles["nothing"].band is lab.tiles["auxiliary loss"].band
+    assert lab.tiles["no balancing"].band is lab.tiles["auxiliary loss"].band
     lab.advance(7)
-    collapse = SeedBand(balancing_setting("nothing"), [0])
+    collapse = SeedBand(balancing_setting("no balancing"), [0])
     before = [collapse.step().loss for _ in range(6)]
     for name, band in zip(lab.tiles, (collapse, collapse.branch(balancing_setting("auxiliary loss")))):
         assert losses(lab)[name] == before + [band.step().loss for _ in range(4)]
@@ -63,14 +63,14 @@ def test_methods_can_start_late_from_one_collapse():
 @on_a_loop
 async def test_a_strength_moves_its_tiles_and_no_other_from_the_next_step_on(method, knob):
     pair = f"top-2 + {method}"
-    lab = BalancingLab(("nothing", method, pair), seeds=1)
+    lab = BalancingLab(("no balancing", method, pair), seeds=1)
     lab.advance(3)
-    plain, stops = lab.tiles["nothing"].setting, KNOBS[knob].stops
+    plain, stops = lab.tiles["no balancing"].setting, KNOBS[knob].stops
     lab.inputs[knob].value = stronger = stops.high if hasattr(stops, "high") else max(stops)
     await settled()
     assert_consistent(lab)
     assert lab.step == 3 and [tile.changes for tile in lab.tiles.values()] == [[], [3], [3]]
-    assert lab.tiles["nothing"].setting == plain and getattr(lab.tiles[pair].band.knobs, knob) == stronger
+    assert lab.tiles["no balancing"].setting == plain and getattr(lab.tiles[pair].band.knobs, knob) == stronger
     lab.advance(2)
     alone = SeedBand(balancing_setting(method), [0])
     expected = [alone.step().loss for _ in range(3)]
@@ -93,18 +93,18 @@ def test_a_capacity_moved_in_a_pause_is_read_at_once_and_0_is_off():
 
 @on_a_loop
 async def test_a_tile_that_goes_leaves_the_others_alone_and_one_that_comes_catches_up():
-    lab = BalancingLab(("nothing", "auxiliary loss", "jitter"), seeds=1)
+    lab = BalancingLab(("no balancing", "auxiliary loss", "jitter"), seeds=1)
     lab.advance(12)
     before, box = losses(lab), lab.inputs["methods"].boxes["auxiliary loss"]
     box.value = False  # it was the selected one
     await settled()
-    assert losses(lab) == {name: before[name] for name in ("nothing", "jitter")}
+    assert losses(lab) == {name: before[name] for name in ("no balancing", "jitter")}
     assert lab.state.values["highlight"] == "jitter"
     assert_consistent(lab)
     box.value = True
     await add(lab, "auxiliary loss", "capacity")
     await lab.finished()
-    assert list(lab.tiles) == ["nothing", "jitter", "auxiliary loss", PAIR]  # the order of the boxes
+    assert list(lab.tiles) == ["no balancing", "jitter", "auxiliary loss", PAIR]  # the order of the boxes
     assert losses(lab) == before | {PAIR: trained(balancing_setting("auxiliary loss", "capacity"), 12)}
     assert_consistent(lab)
 
@@ -135,7 +135,7 @@ def test_tiles_show_the_film_of_the_first_seed(lab):
 
 @on_a_loop
 async def test_a_slider_is_answered_before_a_round_of_all_tiles_is_over():
-    lab = BalancingLab(("nothing", "jitter", "auxiliary loss", "z-loss", "top-2"), seeds=1)
+    lab = BalancingLab(("no balancing", "jitter", "auxiliary loss", "z-loss", "top-2"), seeds=1)
     lab.advance(3)
     seen, step = [], lab.tiles["jitter"].band.step
 
@@ -156,7 +156,8 @@ def test_a_tile_whose_first_step_diverges_can_go_on():
     lab.advance(3)
     lab.set(lr=1e15)
     lab.advance(3)
-    assert lab.loop.trouble and lab.step <= 3 and all(change <= lab.step for change in lab.tiles["nothing"].changes)
+    assert lab.loop.trouble and lab.step <= 3
+    assert all(change <= lab.step for change in lab.tiles["no balancing"].changes)
     lab.set(lr=0.01)
     lab.advance(3)
     assert lab.step >= 5 and not lab.loop.trouble and lab.tiles["auxiliary loss"].has_branched

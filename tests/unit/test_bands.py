@@ -18,7 +18,7 @@ EXACT = {
     "healthy": PlaneSetting(),
     "three of five": PlaneSetting("uneven", num_experts=5, top_k=3, d_ff=6, router_start="random"),
     "frozen": PlaneSetting(router="frozen", capacity_factor=1.25),
-    "one expert": balancing_setting("nothing", num_experts=1),
+    "one expert": balancing_setting("no balancing", num_experts=1),
     "tight": balancing_setting("top-2", "capacity", capacity_factor=0.5),
     "bias and capacity": balancing_setting("bias update", "capacity", "auxiliary loss", "z-loss", task="blobs"),
 }
@@ -71,7 +71,7 @@ def test_with_noise_the_numbers_are_others_but_as_likely():
 
 
 def test_unserved_is_the_share_of_tokens_without_an_expert():
-    for name in ("nothing", "top-2", "auxiliary loss"):
+    for name in ("no balancing", "top-2", "auxiliary loss"):
         assert not SeedBand(balancing_setting(name), SEEDS).step().unserved.any()
     capacity = SeedBand(balancing_setting("capacity", capacity_factor=0.5), SEEDS).step()
     close(capacity.unserved, capacity.dropped)  # with one expert each, a dropped assignment is a token left alone
@@ -81,7 +81,7 @@ def test_unserved_is_the_share_of_tokens_without_an_expert():
     assert band.step().unserved == pytest.approx([1 - len(routing.token_idx.unique()) / 256])
 
 
-@pytest.mark.parametrize("name", [*NOISY, "nothing"])
+@pytest.mark.parametrize("name", [*NOISY, "no balancing"])
 def test_clean_loads_are_those_of_the_router_without_noise_and_do_not_disturb_the_training(name):
     setting = balancing_setting(name)
     band, alone, runs = SeedBand(setting, SEEDS), SeedBand(setting, SEEDS), separate(setting)
@@ -93,7 +93,7 @@ def test_clean_loads_are_those_of_the_router_without_noise_and_do_not_disturb_th
     assert np.array_equal(band.step().losses, alone.step().losses)
 
 
-@pytest.mark.parametrize("name", ["nothing", "Gaussian noise", "bias update"])
+@pytest.mark.parametrize("name", ["no balancing", "Gaussian noise", "bias update"])
 def test_a_branch_with_the_same_setting_goes_on_as_if_nothing_had_happened(name):
     trunk = SeedBand(balancing_setting(name), SEEDS)
     [trunk.step() for _ in range(5)]
@@ -106,7 +106,7 @@ def test_a_branch_with_the_same_setting_goes_on_as_if_nothing_had_happened(name)
 
 @pytest.mark.parametrize("name", BALANCING_METHODS)
 def test_a_branch_starts_from_these_weights_with_its_own_method(name):
-    trunk = SeedBand(balancing_setting("nothing"), SEEDS)
+    trunk = SeedBand(balancing_setting("no balancing"), SEEDS)
     for _ in range(10):
         trunk.step()
     loads, branch = trunk.clean_loads(), trunk.branch(balancing_setting(name))

@@ -9,7 +9,9 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import jupyterlab.commands
+import nbformat
 import pytest
+from nbformat.sign import NotebookNotary
 
 from moe_lessons import __main__ as cli
 from moe_lessons.commands import doctor, lab
@@ -84,6 +86,17 @@ def test_lab_follows_no_link_out_of_the_folder(tmp_path):
     with pytest.raises(OSError, match="a link leads out of the folder"):
         lab.copy_missing(lab.NOTEBOOKS, tmp_path / "course")
     assert not list((tmp_path / "theirs").iterdir())
+
+
+def test_jupyterlab_trusts_the_lessons_that_were_copied_and_none_that_was_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    theirs = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("a stranger's")])
+    (tmp_path / "course").mkdir()
+    nbformat.write(theirs, tmp_path / "course" / lab.FIRST)
+    lab.copy_missing(lab.NOTEBOOKS, tmp_path / "course")
+    lessons = {path.name: nbformat.read(path, 4) for path in (tmp_path / "course").glob("*.ipynb")}
+    untrusted = [name for name, lesson in lessons.items() if not NotebookNotary().check_signature(lesson)]
+    assert untrusted == [lab.FIRST] and len(lessons) > 12
 
 
 @pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to(path)], ids=["a file", "a loop of links"])

@@ -22,7 +22,7 @@ def test_the_knobs_of_a_run_are_those_of_the_table():
 
 def test_every_knob_of_training_is_in_settings_and_laboratories_and_each_of_its_stops_can_be_applied():
     fields = {field.name: field.default for field in dataclasses.fields(PlaneSetting)}
-    labs = Playground(), RoutingLab("json", panels="loss", **SMALL), BalancingLab("nothing", seeds=1)
+    labs = Playground(), RoutingLab("json", panels="loss", **SMALL), BalancingLab("no balancing", seeds=1)
     for name, knob in KNOBS.items():
         usual = {"lr": 0.02, "router_aux_loss_coef": 0.1}.get(name, knob.off)
         assert fields[name] == knob.check(usual) == usual and all(name in lab.inputs for lab in labs)

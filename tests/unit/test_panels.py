@@ -195,7 +195,7 @@ def test_a_model_goes_on_from_prompts_and_panels_refuse_models_that_have_nothing
 @pytest.mark.parametrize("widest, lowest", [(1.1, 0.97), (8.7, 0.05)])
 def test_each_tile_has_a_row_with_its_name_and_axes_reach_over_all_seeds(widest, lowest):
     x, y = np.array([1, widest]), np.array([lowest, 0.99])
-    dead = {"nothing": 4, "jitter": 2, "auxiliary loss": 0, "capacity": 5, "top-2": 0}
+    dead = {"no balancing": 4, "jitter": 2, "auxiliary loss": 0, "capacity": 5, "top-2": 0}
     readings = {name: SimpleNamespace(dead=np.full(2, n), max_over_mean=x, accuracy=y) for name, n in dead.items()}
     tiles = {name: SimpleNamespace(readings=[reading], step=40) for name, reading in readings.items()}
     for name, values in (("dead", [4, 4]), ("balance", x), ("quality", y)):

@@ -109,7 +109,7 @@ def test_whichever_router_it_is_all_clean_logits_and_weights_start_the_same(rout
 
 
 def test_a_method_changes_the_collapse_by_its_fields_alone_and_several_are_merged():
-    assert balancing_setting() == balancing_setting("nothing") == PRESETS["collapse"]
+    assert balancing_setting() == balancing_setting("no balancing") == PRESETS["collapse"]
     for name, fields in BALANCING_METHODS.items():
         assert balancing_setting(name) == balancing_setting(name, name) == replace(PRESETS["collapse"], **fields)
     assert len({balancing_setting(name) for name in BALANCING_METHODS}) == len(BALANCING_METHODS) == 10

@@ -178,16 +178,16 @@ def test_a_sweep_over_seeds_has_their_mean_and_range():
 
 
 def test_a_picture_of_strengths_has_the_means_and_ranges_of_the_last_step_and_each_line_its_name():
-    rows = product(("nothing", "jitter", "z-loss"), (1.0, 2.0), (100, 300), (0, 1))
+    rows = product(("no balancing", "jitter", "z-loss"), (1.0, 2.0), (100, 300), (0, 1))
     frame = pd.DataFrame(rows, columns=["method", "strength", "step", "seed"])
-    frame.loc[frame.method == "nothing", "strength"] = np.nan
+    frame.loc[frame.method == "no balancing", "strength"] = np.nan
     frame = frame.assign(dead=frame.index)
     drawn = sweeps.strength_multiples({"early": frame, "late": frame.assign(dead=0)}, {("z-loss", 2.0): "somebody"})
-    early, late, nothing = (line.get_xydata() for line in drawn.axes[1].lines)
+    early, late, unbalanced = (line.get_xydata() for line in drawn.axes[1].lines)
     own = frame[(frame.method == "z-loss") & (frame.step == 300)].groupby("strength").dead
     assert early[:, 1].tolist() == own.mean().tolist() and not late[:, 1].any()
-    assert nothing[0][1] == frame[(frame.method == "nothing") & (frame.step == 300)].dead.mean()
-    assert [text.get_text() for text in drawn.legends[0].texts] == ["early", "late", "nothing"]
+    assert unbalanced[0][1] == frame[(frame.method == "no balancing") & (frame.step == 300)].dead.mean()
+    assert [text.get_text() for text in drawn.legends[0].texts] == ["early", "late", "no balancing"]
     assert [text.get_text() for text in drawn.axes[1].get_xticklabels()] == ["1", "2\nsomebody"]
 
 

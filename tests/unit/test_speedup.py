@@ -87,7 +87,7 @@ def test_the_edges_are_where_the_roofline_crosses_1_at_200_random_settings():
 
 @pytest.mark.parametrize("width, said, changes", [
     (2, "faster below batch size 2.4 and above 412, slower between", {}),
-    (1, "about as fast at batch size 1, slower up to 824, about as fast above", {}),
+    (1, "about as fast at batch size 1 and above 824, slower between", {}),
     (2, "faster below batch size 2.4, slower up to 412, about as fast above", {"context_length": 65536}),
     (3.95, "faster below batch size 15 and above 209, about as fast between", {}),
     (2, "faster below batch size 2.0 and above 6,596 (beyond this map), slower between", {"num_experts": 128}),

@@ -158,7 +158,7 @@ def test_what_cannot_be_is_refused_and_the_file_is_left_alone(arguments, text, s
 
 
 def test_a_plane_sweep_is_what_a_band_gives_and_is_read_as_a_table(path, monkeypatch):
-    tried = [("nothing", None), ("top-2", 2), ("bias update", 0.1)]
+    tried = [("no balancing", None), ("top-2", 2), ("bias update", 0.1)]
     one = make_plane_sweeps.PlaneSweep(PRESETS["collapse"], tried, 2, (1, 3), collapsed=2)
     monkeypatch.setitem(make_plane_sweeps.SWEEPS, "coefficients", one)
     make_plane_sweeps.main(["coefficients", "--output", str(path.parent)])

@@ -143,7 +143,7 @@ def test_the_width_that_was_measured_is_on_the_map_of_this_mixture_alone(page, o
         *_, lines = table["caption"].split("\n\n")  # first why it is faster there
         head, *lines = lines.splitlines()
         assert [line.split("×")[0] for line in lines][0] == "1" and len(lines) > 1
-        assert lines[0].endswith("about as fast above")
+        assert lines[0].endswith("slower between")
 
 
 def test_it_says_why_the_mixture_is_faster_or_slower_there_and_where_memory_is_full(page, own):

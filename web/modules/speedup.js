@@ -135,8 +135,7 @@ export function edgeWords(pair, last, at) {
   const end = ends[kept[0]];
   const first = end === "1.0" ? `${below} at batch size 1` : `${below} below batch size ${end}`;
   if (!above) return `${first}, ${between} above`;
-  if (below === above && end !== "1.0")
-    return `${below} below batch size ${lower} and above ${upper}, ${between} between`;
+  if (below === above) return `${first} and above ${upper}, ${between} between`;
   return `${first}, ${between} up to ${upper}, ${above} above`;
 }
 

@@ -45,9 +45,9 @@ html_theme_options |= {"footer_start": [], "footer_end": []}
 VIEWS = {  # pages of the site, each with the view of the page of this name
     "wall": {
         "title": "Memorisation grid",
-        "text": "Each square is one entry of a random phone book, name → four digits: in full colour once the model "
-        "answers it right, all digits. Dense, 1× takes about the MoE's FLOPs for a token, the wider dense model "
-        "has about its parameters.",
+        "text": "Each square is one entry of a random phone book, name → four digits: pale where the model has some "
+        "digits right, in full colour where all. The MoE computes about as much as dense, 1×, and stores about as much "
+        "as the wider dense model. Like which of them does it memorise?",
         "picture": "_images/facts.png",
         "alt": "Three memorisation grids: the MoE has nearly all squares in colour, dense 1× under half, dense 8× all",
     },

@@ -188,7 +188,7 @@ def dead(view) -> Panel:
 
 
 def balance(view) -> Panel:
-    return rows_panel(view, "Load of the busiest expert", "max_over_mean", Axis(1, 0, "times the mean (1: uniform)"))
+    return rows_panel(view, "Load of the busiest expert", "max_over_mean", Axis(1, 0, "× the mean (1: uniform)"))
 
 
 def quality(view) -> Panel:

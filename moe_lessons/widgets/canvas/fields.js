@@ -39,6 +39,14 @@ export function drawField(card, { z, classes }) {
     const style = { color: css(inkOn(color)), halo: css(color), weight: 700, size: 14 };
     pen.write(expert, box.left + across * box.width, box.top + (1 - up) * box.height, style);
   }
+  const { to } = view.fades.expert; // all is pale
+  if (to === null || cache.middles.some(([expert]) => expert === to)) return;
+  const [x, y] = [box.left + box.width / 2, box.top + box.height / 2];
+  pen.write(`E${to}: hardly a first choice`, x, y, {
+    color: css(view.ink),
+    halo: css(view.paper),
+    weight: 700,
+  });
 }
 
 function updateImage(card, z, colors) {

@@ -3,7 +3,7 @@
 
 import { clamp, isNumber, nearest, percent, range, short, valueText } from "./numbers.js";
 import { css, hex, inkOf, inkOn, lineStyle, mix, ruleStyle, swatch, twoWays } from "./colors.js";
-import { colorOf, paleness, strength } from "./view.js";
+import { colorOf, hasRoute, paleness, strength } from "./view.js";
 import { grid, points } from "./stops.js";
 import {
   drawCells,
@@ -167,7 +167,9 @@ const marginOfLine = ({ pen }, { end }) => (end ? pen.measure(end) + 8 : 0);
 
 // What lines are called at their ends, all at once: from below each makes room for the next one.
 function nameEnds({ pen, box, view, marks, x: toX, y: toY }, mark) {
-  const ended = marks.filter(({ end, x }) => end && x.length);
+  const lines = marks.filter(({ end, x }) => end && x.length);
+  const reach = Math.max(...lines.map(({ x }) => x.at(-1)));
+  const ended = lines.filter(({ ink, x }) => ink >= 0 || x.at(-1) >= reach); // an earlier run, until it is overtaken
   if (mark.x !== ended[0]?.x) return;
   const last = ({ x, y, end, ink }) => ({ end, ink, x: toX(x.at(-1)), y: toY(y.at(-1)) });
   let free = box.top + box.height;
@@ -251,7 +253,8 @@ function stopsOfPoints(card, { x, y, symbol, tokens, named, selected }) {
     const name = named[symbol?.[token] ? 1 : 0];
     return { token, title: `Token ${token}`, rows: name ? [[null, name, ""]] : [] };
   };
-  return { ...points(card, x, y, Math.hypot, 12), noun: "tokens", isExact: true, tell, start: selected };
+  const most = hasRoute(card.view) ? Infinity : 12; // the block is of the nearest one, wherever one points
+  return { ...points(card, x, y, Math.hypot, most), noun: "tokens", isExact: true, tell, start: selected };
 }
 
 // --- Spots ---

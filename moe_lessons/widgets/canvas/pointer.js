@@ -3,7 +3,7 @@
 
 import { clamp, isNumber, quietly, range } from "./numbers.js";
 import { make, set, styled } from "./elements.js";
-import { cardOf, cloth, touch } from "./view.js";
+import { cardOf, cloth, hasRoute, touch } from "./view.js";
 import { stopsOf } from "./marks.js";
 import { wait } from "./controls.js";
 
@@ -71,10 +71,6 @@ export function point(view, where, isNew = false) {
   if (rows) fillTip(view, { title, rows });
   if (isShown && view.at && isNew) placeTip(view);
 }
-
-// Whether the way of a token through the block is drawn.
-const hasRoute = ({ panels }) =>
-  [...panels.values()].some(({ marks }) => marks.some(({ mark }) => mark === "Route"));
 
 // A token that is pointed at is selected where its way through the block is drawn.
 function follow(view, token) {

@@ -10,6 +10,7 @@ import { css, inkOn, mix } from "./colors.js";
 // In pixels the height of a box, of an expert and of a probability; and how what is left is shared among what is between.
 const [BOX_HIGH, EXPERT_HIGH, TEXT_HIGH] = [24, 32, 17];
 const [OVER_ROUTER, OVER_EXPERTS, OVER_SUM] = [0.09, 0.55, 0.27];
+const LEAST_PITCH = 18; // pixels from expert to expert: closer ones have no probabilities
 const motion = matchMedia("(prefers-reduced-motion: reduce)");
 const centred = (x, y, wide, high) =>
   new Path2D(`M${x - wide / 2} ${y - high / 2}h${wide}v${high}h${-wide}z`);
@@ -52,7 +53,9 @@ export function drawRoute(card, { probs, weights, head, foot }) {
     drawExpert(card, at, x(expert), expert, probs[expert], weights[expert]),
   );
   frame(head, at.token, Math.min(190, at.wide), 600);
-  const each = probs.length > 1 ? `a probability for each of ${probs.length} experts` : "there is one expert";
+  const unit = isNarrow(pen, at) ? ", in %" : "";
+  const each =
+    probs.length > 1 ? `a probability for each of ${probs.length} experts${unit}` : "there is one expert";
   frame(`router: ${each}`, at.router, at.wide - 2, 400);
   const terms = (times, of) =>
     busy.map((expert) => `${weightText(weights[expert])}${times}E${expert}${of}`).join(" + ") ||
@@ -102,11 +105,13 @@ function drawExpert({ pen, view }, at, x, expert, prob, weight) {
   const isNamed = isDead && at.pitch >= 25;
   pen.write(name, x, at.experts - (isNamed ? 7 : 0), style);
   if (isNamed) pen.write("dead", x, at.experts + 7, { ...style, weight: 700 });
-  if (at.pitch < (isBusy ? 25 : 34)) return;
-  const isNarrow = pen.measure(percent(prob)) > at.pitch - 2;
-  const text = isNarrow ? (100 * prob).toFixed() : percent(prob);
+  if (at.pitch < (isBusy ? LEAST_PITCH : 34)) return;
+  const text = isNarrow(pen, at) ? (100 * prob).toFixed() : percent(prob);
   pen.write(text, x, at.bars + prob * at.longest + TEXT_HIGH / 2, { weight: isBusy ? 700 : 400 });
 }
+
+// Whether probabilities stand without their sign.
+const isNarrow = (pen, { pitch }) => pen.measure("100 %") > pitch - 2;
 
 /**
  * @param {Chart} card in which it is

@@ -141,6 +141,13 @@ export const cardOf = (view, element) =>
   [...view.cards.values()].find(({ figure }) => figure.contains(element));
 
 /**
+ * @param {View} view which has panels
+ * @returns {boolean} whether the way of a token through the block is drawn in one
+ */
+export const hasRoute = ({ panels }) =>
+  [...panels.values()].some(({ marks }) => marks.some(({ mark }) => mark === "Route"));
+
+/**
  * @param {View} view in which something is pointed at
  * @param {"expert" | "model"} kind of what may be strong
  * @param {number} index which one
