@@ -68,7 +68,7 @@ def _seed_band(ax: Axes, x, seeds, line: str, label: str, ink: int = 0) -> None:
 
 def strength_multiples(found: Mapping[str, pd.DataFrame], used: Mapping[tuple, str]) -> style.LessonFigure:
     """Draw a picture for each method that has strengths: over these, how many of 8 experts are dead at the last step,
-    the mean and the range of the seeds, a line for each of `found` by its name. Dashed: without balancing, of the first.
+    the mean and the range of the seeds, a line for each of `found` by its name. Dashed: the first without balancing.
 
     found: name -> `load_plane_sweep`; used: (method, strength) -> who has published that they use it."""
     ends = {name: frame[frame.step == frame.step.max()] for name, frame in found.items()}
