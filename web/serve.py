@@ -25,8 +25,9 @@ def main(argv: Sequence[str] = ()) -> int:
     parser = argparse.ArgumentParser("python -m web.serve", description=main.__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=SITE, help="of the site (default: build/site)")
     parser.add_argument("--no-browser", action="store_true", help="print the address and open no browser")
-    parser.add_argument("--port", type=int, default=PORT, help="0: any that is free (default: %(default)s)")
+    parser.add_argument("--port", type=int, help=f"0: any that is free (default: {PORT} or, if taken, any)")
     options = parser.parse_args(argv)
+    options.port = usual_port() if options.port is None else options.port
     if not (options.folder / "index.html").is_file():
         print(f"FOLDER must have an index.html, got {options.folder}; `make site` makes one.", file=sys.stderr)
         return 1
@@ -42,6 +43,13 @@ def main(argv: Sequence[str] = ()) -> int:
         why = getattr(error, "strerror", None) or error
         print(f"--port must be one that is free, or 0 for any, got {options.port}: {why}", file=sys.stderr)
         return 1
+    return 0
+
+
+def usual_port() -> int:
+    """Return `PORT` or, where that is taken, 0: any."""
+    with suppress(OSError), socket.create_server(("127.0.0.1", PORT)):
+        return PORT
     return 0
 
 

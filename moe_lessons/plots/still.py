@@ -150,7 +150,8 @@ def draw_cells(mark: Cells, ax, panel):
         ax.hlines(edges[1][1:-1], -0.5, experts - 0.5, color=LIGHT.grid, lw=1, zorder=0.6)
     if mark.numbers and ax.bbox.width / experts > 18 and ax.bbox.height / rows > 12:
         for row, expert in np.argwhere(~np.isnan(z)):
-            color = ink_on(to_hex(colors[row, expert]))
+            *color, alpha = colors[row, expert]
+            color = ink_on(to_hex(alpha * np.array(color) + (1 - alpha) * np.array(to_rgb(ax.get_facecolor()))))
             annotate(ax, f"{100 * z[row, expert]:.0f}", (expert, row), color=color, ha="center")
     if mark.selected is not None:
         ax.barh(mark.selected, experts, 1, -0.5, fill=False, lw=1.8, ec=style.RED, clip_on=False, zorder=3)

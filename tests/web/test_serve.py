@@ -73,6 +73,16 @@ def test_it_opens_the_browser_where_there_is_one(site, monkeypatch, capsys):
     assert [f"{address}/ (Ctrl-C ends it)" for address in opened] == addresses[:1] and len(addresses) == 2
 
 
+def test_where_the_usual_port_is_taken_another_serves(site, monkeypatch, capsys):
+    monkeypatch.setattr("time.sleep", Mock(side_effect=KeyboardInterrupt))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        usual = taken.getsockname()[1]
+        monkeypatch.setattr(serve, "PORT", usual)
+        assert serve.main([str(site), "--no-browser"]) == 0
+    address = capsys.readouterr().out
+    assert address.startswith("http://127.0.0.1:") and f":{usual}/" not in address
+
+
 def test_a_port_that_is_taken_and_a_folder_without_a_site_are_refused(site, tmp_path, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for bad in (taken.getsockname()[1], 70_000):

@@ -24,7 +24,7 @@ function isUsed(view, { target, key }) {
   if (target.parentNode === view.parts.chips) return isNextChip(target, key);
   const card = cardOf(view, target);
   if (!card?.canvas) return false;
-  if (key === "Enter" && view.at?.card === card) {
+  if (/^(Enter| )$/.test(key) && view.at?.card === card) {
     if (!drawAt(view, view.at)) pick(view, { card, at: view.at });
     return true;
   }
@@ -51,7 +51,10 @@ function isWalked(view, card, key) {
   const stops = quietly(() => stopsOf(card).at(-1));
   const step = stops && stepOf(key, stops);
   if (!step) return false;
-  card.stop = clamp((card.stop ?? stops.start ?? -step) + step, 0, stops.count - 1);
+  const from = card.stop ?? stops.start ?? -step;
+  const to = from + step;
+  const isOut = /^Arrow(Up|Down)$/.test(key) && !(to >= 0 && to < stops.count); // of the first or last row
+  card.stop = clamp(isOut ? from : to, 0, stops.count - 1);
   const [x, y] = stops.place(card.stop);
   point(view, { at: { card, x, y, stop: card.stop } }, true);
   view.parts.live.textContent = view.parts.tip.text;

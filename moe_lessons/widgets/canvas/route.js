@@ -53,10 +53,12 @@ export function drawRoute(card, { probs, weights, head, foot }) {
     drawExpert(card, at, x(expert), expert, probs[expert], weights[expert]),
   );
   frame(head, at.token, Math.min(190, at.wide), 600);
-  const unit = isNarrow(pen, at) ? ", in %" : "";
-  const each =
-    probs.length > 1 ? `a probability for each of ${probs.length} experts${unit}` : "there is one expert";
-  frame(`router: ${each}`, at.router, at.wide - 2, 400);
+  const unit = isNarrow(pen, at) ? " in %" : "";
+  const several = [`a probability${unit} for each of ${probs.length} experts`, `probabilities${unit}`];
+  const routed = probs.length > 1 ? several : ["there is one expert"];
+  const fitting = (texts, room) => texts.find((text) => pen.measure(text) < room - 8) ?? texts.at(-1);
+  const named = routed.map((text) => `router: ${text}`);
+  frame(fitting(named, at.wide - 2), at.router, at.wide - 2, 400);
   const terms = (times, of) =>
     busy.map((expert) => `${weightText(weights[expert])}${times}E${expert}${of}`).join(" + ") ||
     "0: no expert serves it";
@@ -66,7 +68,7 @@ export function drawRoute(card, { probs, weights, head, foot }) {
     `y = ${terms("·", "")}`,
     `weighted sum of ${busy.length} experts`,
   ];
-  frame(forms.find((text) => pen.measure(text) < room - 8) ?? forms[2], at.sum, room, 400);
+  frame(fitting(forms, room), at.sum, room, 400);
   frame(foot, at.answer, Math.min(190, at.wide), 600);
 }
 
