@@ -41,6 +41,7 @@ def main(argv: Sequence[str] = ()) -> int:
         "--ServerApp.allow_root=True",
         "--ServerApp.jpserver_extensions={'notebook_shim': False}",  # it asks for what jupyter-server calls deprecated
         f"--LabApp.default_url=/doc/tree/{lesson}",
+        "--ServerApp.kernel_websocket_connection_class=moe_lessons.commands.connection.PromptConnection",
         "--LabApp.extension_manager=readonly",  # the other kind asks a package index
         "--LabApp.custom_css=True",
         f"--LabApp.extra_labextensions_path={JUPYTER / 'labextensions'}",

@@ -1,7 +1,6 @@
 """A view of training while it happens: a canvas, a bar of buttons, and a loop that trains."""
 
 import functools
-import gc
 import inspect
 import math
 import time
@@ -88,7 +87,6 @@ class LiveRun(Picture):
         self._waits = bool(play) and self.loop.events is None  # nobody sees a picture before the training
         end_with_its_cell(self)
         super().__init__(rows=[W.Box(self.bar()).add_class("moe-bar"), *self.rows()])
-        _spare_what_is_loaded()
         self._waits = False
         if play:
             self.play_as_at_first()
@@ -419,10 +417,3 @@ def _before_cell(info: Any = None) -> None:
     for ended in (cell.get("cellId"), *cell.get("deletedCells", ())):
         for view in _views.pop(ended, ()):
             view.close()
-
-
-@functools.cache
-def _spare_what_is_loaded() -> None:
-    """Spare the garbage collector a million objects of torch: each full search stops the picture for .2 seconds."""
-    gc.collect()
-    gc.freeze()

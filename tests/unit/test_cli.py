@@ -11,10 +11,13 @@ from unittest.mock import Mock
 import jupyterlab.commands
 import nbformat
 import pytest
+from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
+from jupyter_server.services.kernels.websocket import KernelWebsocketHandler
 from nbformat.sign import NotebookNotary
 
 from moe_lessons import __main__ as cli
 from moe_lessons.commands import doctor, lab
+from moe_lessons.commands.connection import PromptConnection
 
 
 def test_alone_it_lists_each_command_and_does_not_wait_for_torch():
@@ -86,6 +89,15 @@ def test_lab_follows_no_link_out_of_the_folder(tmp_path):
     with pytest.raises(OSError, match="a link leads out of the folder"):
         lab.copy_missing(lab.NOTEBOOKS, tmp_path / "course")
     assert not list((tmp_path / "theirs").iterdir())
+
+
+def test_each_message_of_a_kernel_is_sent_at_once(monkeypatch):
+    at_once = Mock()
+    monkeypatch.setattr(KernelWebsocketHandler, "set_nodelay", at_once)
+    monkeypatch.setattr(ZMQChannelsWebsocketConnection, "connect", lambda self: "connected")
+    made = PromptConnection(websocket_handler=KernelWebsocketHandler.__new__(KernelWebsocketHandler))
+    assert made.connect() == "connected"
+    at_once.assert_called_once_with(True)
 
 
 def test_jupyterlab_trusts_the_lessons_that_were_copied_and_none_that_was_there(tmp_path, monkeypatch):
