@@ -15,9 +15,9 @@ def prepare_kernel() -> None:
     """Have ipykernel 7.4 handle the messages of a control in the subshell that the page names, as it did before: in the
     shell of the cells, which it would choose while a view trains, no answer comes while a cell awaits, and the page
     keeps the control's next value back for ever. Have ipykernel 6, which has no subshells, handle them while a cell
-    awaits, too. Have Colab draw widgets that are not its own. Load what the first optimizer loads, in a second, before a
-    view waits for it. And spare the garbage collector a million objects of torch: each full search stops the picture for
-    .2 seconds."""
+    awaits, too. Have Colab draw widgets that are not its own. Load what the first optimizer loads, in a second, before
+    a view waits for it. And spare the garbage collector a million objects of torch: each full search stops the picture
+    for .2 seconds."""
     comm = getattr(sys.modules.get("ipykernel.comm.comm"), "BaseComm", None)  # a notebook's kernel has loaded it
     if hasattr(comm, "_reply_subshell_for"):
         comm._reply_subshell_for = lambda self, data, default: default
