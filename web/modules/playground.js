@@ -8,6 +8,7 @@ import { Settings } from "./settings.js";
 
 const WAITS = "In force from the next step: press Play.";
 const SLOWLY = 100; // steps a second, but at full speed: one sees how it learns
+const MOST_NAMED = 4; // experts that a hint names
 const HIDDEN = 24; // pixels of the block below which a finger does not move the page
 export const LOADING = "Loading what trains.";
 const EARLIER = "The picture is of an earlier training."; // where it is not of the first step
@@ -327,6 +328,7 @@ export class Playground {
 }
 
 const listed = (experts) => {
+  if (experts.length > MOST_NAMED) return `${experts.length} experts are`;
   const names = experts.map((expert) => `E${expert}`);
   return names.length > 1 ? `${names.slice(0, -1).join(", ")} and ${names.at(-1)} are` : `${names[0]} is`;
 };
