@@ -16,7 +16,7 @@ from moe_lessons.plots.panels.compared import loss_panel
 from moe_lessons.plots.panels.passages import text_panel
 from moe_lessons.plots.panels.shares import load_panel
 from moe_lessons.plots.still import plot
-from moe_lessons.plots.theme import LIGHT, expert_color
+from moe_lessons.plots.theme import BLACK, LIGHT, WHITE, expert_color
 from moe_lessons.widgets import Playground
 
 X, TWO = np.arange(3.0), np.full((3, 2), 0.5)
@@ -92,6 +92,8 @@ def test_bars_cells_points_and_spots_lie_where_they_are_said_to_in_the_colour_of
     ax = drawn(Cells([[0, 0.25, 1]], even=0.25, numbers=True), x=Axis(-0.5, 2.5), y=Axis(0.5, -0.5))
     low, _, high = ax.collections[0].to_rgba(ax.collections[0].get_array())[0]
     assert [to_hex(low), to_hex(high)] == list(LIGHT.directions) and texts(ax) == ["0", "25", "100"]
+    pale, full = drawn(Cells([[0.1], [1.0]], numbers=True), x=Axis(-0.5, 0.5), y=Axis(1.5, -0.5)).texts
+    assert (pale.get_color(), full.get_color()) == (BLACK, WHITE)  # of what is seen: the colour of expert 0 is dark
     ax = drawn(Points([0, 1, 2], [2, 1, 0], [0, 1, 2], tokens=True, selected=1))
     assert [line.get_xydata().tolist() for line in ax.lines] == [[[0, 2]], [[1, 1]], [[2, 0]], [[1, 1]]]
     x = np.array([0.5, 1.5])

@@ -416,12 +416,13 @@ def test_the_models_before_their_first_step_stand_where_they_train_which_follows
     dead = own.page.locator(".moe-chips .moe-gone")
     expect(dead).to_have_count(int(status.locator("b").inner_text()[0]))
     assert "is dead" in dead.first.get_attribute("title")
-    box, before = own.page.locator("canvas").first.bounding_box(), own.state.get("token")
-    for part in range(5, 60):  # across the territory, until it meets another token
-        own.page.mouse.move(box["x"] + 5 * part, box["y"] + 150)
-        if own.state.get("token") != before:
-            break
-    expect(own.canvas).to_have_attribute("data-token", own.state["token"])
+    box, chosen = own.page.locator("canvas").first.bounding_box(), set()
+    for part in (0.25, 0.5, 0.75):  # wherever it points, the nearest token
+        own.page.mouse.move(box["x"] + part * box["width"], box["y"] + part * box["height"])
+        own.page.wait_for_timeout(300)
+        expect(own.canvas).to_have_attribute("data-token", own.state["token"])
+        chosen.add(own.state["token"])
+    assert len(chosen) == 3
 
 
 # --- points that are drawn by hand -----------------------------------------------------------------------------------
