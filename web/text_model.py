@@ -39,7 +39,7 @@ EXAMPLES = {  # lines to begin with; none stands in what the model has seen
 TITLES = {
     "text": "{model}: first choices in layer {layer}",
     "route": "“{byte}” through the block of layer {layer}",
-    "path": "“{byte}” by layer (○: served)",
+    "path": "By layer (○: served)",
     "next": "{model}: what follows “{byte}”",
 }
 HEAD, FEET = "token {token}, “{byte}”", ("on to layer {next}", "on to the output")  # of its way through a block

@@ -168,7 +168,9 @@ export function guide(place, hints, last) {
   };
   hints.forEach(({ element }, at) => {
     const event = { BUTTON: "click", INPUT: "input" }[element.tagName] ?? pointed;
-    element.addEventListener(event, () => hint.isConnected && at >= next && show(at + 1));
+    const done = () => hint.isConnected && at >= next && show(at + 1);
+    element.addEventListener(event, done);
+    if (event === pointed) element.addEventListener("keydown", ({ key }) => /^Arrow/.test(key) && done());
   });
   show(0);
   return (at = next) => hint.isConnected && at <= next && show(at);

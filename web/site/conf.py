@@ -47,7 +47,7 @@ VIEWS = {  # pages of the site, each with the view of the page of this name
         "title": "Memorisation grid",
         "text": "Each square is one entry of a random phone book, name → four digits: pale where the model has some "
         "digits right, in full colour where all. The MoE computes about as much as dense, 1×, and stores about as much "
-        "as the wider dense model. Like which of them does it memorise?",
+        "as the wider dense model. Which of the two does it memorise like?",
         "picture": "_images/facts.png",
         "alt": "Three memorisation grids: the MoE has nearly all squares in colour, dense 1× under half, dense 8× all",
     },

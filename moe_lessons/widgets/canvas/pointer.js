@@ -15,6 +15,7 @@ import { wait } from "./controls.js";
 
 const MOST_LINES = 6; // of several curves in a tip: those nearest to the pointer
 const MOST_SPOKEN = 40; // stops that the words for a picture name
+const FAR = 12; // pixels from the pointer to what is pointed at
 const ROOF = 90; // pixels: what JupyterLab's own bars take of the window; a tip lies under them
 const NAMES = { expert: "expert", model: "model", token: "byte" }; // of what an element may be named for
 const PICKED = ["token", "layer", "model", "place"];
@@ -57,7 +58,7 @@ export function under(view, { target, offsetX, offsetY, pointerType }) {
  */
 export function point(view, where, isNew = false) {
   const hit = where.at ? quietly(() => hitAt(where.at)) : where.hit;
-  const { title, rows, ...links } = hit ?? {};
+  const { title, rows, isFar, ...links } = hit ?? {};
   if (JSON.stringify(links) !== JSON.stringify(view.pointed)) {
     view.pointed = links;
     touch(view);
@@ -66,7 +67,7 @@ export function point(view, where, isNew = false) {
   view.at = where.at ?? null;
   const isSaid = links.token !== undefined || where.at?.card.isPlane; // by the block, and a tip would hide more
   if (isNew) view.isTouched = where.isTouched;
-  const isShown = rows && !(view.isTouched && isSaid && hasRoute(view));
+  const isShown = rows && !isFar && !(view.isTouched && isSaid && hasRoute(view));
   view.parts.tip.hidden = !isShown;
   if (rows) fillTip(view, { title, rows });
   if (isShown && view.at && isNew) placeTip(view);
@@ -171,7 +172,8 @@ function marksAt(card, x, y, stop) {
   const near = found.filter(({ place }) => place >= 0);
   const exact = near.find(({ stops }) => stops.isExact);
   const there = exact ? exact.stops.place(exact.place) : [x, y];
-  return near.map(({ stops, place }, order) => ({ away: 0, order, ...stops.tell(place, ...there) }));
+  const isFar = Math.hypot(there[0] - x, there[1] - y) > FAR; // a tip at the pointer would hide it
+  return near.map(({ stops, place }, order) => ({ away: 0, order, isFar, ...stops.tell(place, ...there) }));
 }
 
 function merged(hits) {
