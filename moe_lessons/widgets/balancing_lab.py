@@ -51,7 +51,7 @@ class BalancingLab(Lab):
     play, max_steps: see `LiveRun`. device: see `Playground`.
 
     >>> BalancingLab(("no balancing", "auxiliary loss"), seeds=2, router_aux_loss_coef=0.3)
-    BalancingLab(('nothing', 'auxiliary loss'), seeds=2, router_aux_loss_coef=0.3)
+    BalancingLab(('no balancing', 'auxiliary loss'), seeds=2, router_aux_loss_coef=0.3)
     """
 
     def __init__(
