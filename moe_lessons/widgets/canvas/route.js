@@ -54,11 +54,10 @@ export function drawRoute(card, { probs, weights, head, foot }) {
   );
   frame(head, at.token, Math.min(190, at.wide), 600);
   const unit = isNarrow(pen, at) ? " in %" : "";
-  const several = [`a probability${unit} for each of ${probs.length} experts`, `probabilities${unit}`];
-  const routed = probs.length > 1 ? several : ["there is one expert"];
+  const each = `router: a probability${unit} for each of ${probs.length} experts`;
+  const routed = probs.length > 1 ? [each, `router: probabilities${unit}`] : ["router: there is one expert"];
   const fitting = (texts, room) => texts.find((text) => pen.measure(text) < room - 8) ?? texts.at(-1);
-  const named = routed.map((text) => `router: ${text}`);
-  frame(fitting(named, at.wide - 2), at.router, at.wide - 2, 400);
+  frame(fitting(routed, at.wide - 2), at.router, at.wide - 2, 400);
   const terms = (times, of) =>
     busy.map((expert) => `${weightText(weights[expert])}${times}E${expert}${of}`).join(" + ") ||
     "0: no expert serves it";
